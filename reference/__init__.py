@@ -1,0 +1,48 @@
+"""Every op of a LoRA transformer in plain NumPy, forward and backward: the equations, to be read.
+
+    op_forward(inputs..., scalars...) -> (out, saved)
+    op_backward(dout, saved) -> gradients, in the order of the forward's arguments, frozen inputs left out
+    op(...) -> out              no gradient
+    op_(...) -> None            writes in place
+
+`saved` is opaque: only its own backward unpacks it. Arrays are float32 in use and float64 in gradient checks.
+"""
+
+from .adamw import adamw_, global_norm
+from .array import array, to_numpy, zeros
+from .attention import attention_backward, attention_forward
+from .embedding import embedding
+from .logprob import logprob_backward, logprob_forward
+from .lora_linear import lora_linear_backward, lora_linear_forward
+from .rms_norm import rms_norm_backward, rms_norm_forward
+from .rope import rope_backward, rope_forward, rope_frequencies, rope_table
+from .sample import sample
+from .side_by_side import on_one_core, side_by_side, width
+from .swiglu import swiglu_backward, swiglu_forward
+
+__all__ = [
+    "adamw_",
+    "array",
+    "attention_backward",
+    "attention_forward",
+    "embedding",
+    "global_norm",
+    "logprob_backward",
+    "logprob_forward",
+    "lora_linear_backward",
+    "lora_linear_forward",
+    "on_one_core",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rope_backward",
+    "rope_forward",
+    "rope_frequencies",
+    "rope_table",
+    "sample",
+    "side_by_side",
+    "swiglu_backward",
+    "swiglu_forward",
+    "to_numpy",
+    "width",
+    "zeros",
+]

@@ -1,0 +1,19 @@
+"""How arrays enter and leave a backend. Everything between is done by the ops, `+`, reshape and slicing."""
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+
+def array(x: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[np.generic]:
+    """The backend's array with the values of `x`; shares memory with `x` where it can."""
+    return np.asarray(x, dtype=dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[np.generic]:
+    """A new array of zeros."""
+    return np.zeros(shape, dtype=dtype)
+
+
+def to_numpy(x: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The values of a backend's array as a NumPy array; shares memory with it where it can."""
+    return x

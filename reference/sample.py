@@ -1,0 +1,53 @@
+"""Draw one token per row from tempered, cut logits, given the uniforms.
+
+p      = softmax(z / temperature)                the reported logprob is of this distribution
+top_k  keeps the k largest p, and all that equal the k-th
+top_p  of those, renormalised, keeps the fewest largest that together reach top_p, and all that equal the last
+token  = the first in the order of ids at which the running sum of what is kept exceeds u * (its total)
+
+Temperature 0 takes the largest logit, the lowest id among equals, and reports its logprob at temperature 1:
+what is reported is what a forward pass with the same weights says of the token.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+def sample(
+    logits: Array, uniforms: Array, temperature: Array, top_k: NDArray[np.int64], top_p: Array
+) -> tuple[NDArray[np.int64], Array]:
+    """logits z: (rows, vocab), uniforms in [0, 1): (rows,), temperature >= 0: (rows,), top_k: (rows,) with
+    top_k < 1 for no limit, top_p in (0, 1]: (rows,) -> tokens: (rows,) int64, logprobs: (rows,).
+    """
+    greedy = temperature == 0
+    z = logits / np.where(greedy, 1, temperature)[:, None].astype(logits.dtype)
+    z -= z.max(axis=-1, keepdims=True)
+    p = np.exp(z, dtype=np.float64)
+    log_total = np.log(p.sum(axis=-1))
+    kept = _cut_to_top_p(_cut_to_top_k(p, top_k), top_p)
+    running = kept.cumsum(axis=-1)
+    drawn = (running > (uniforms * running[:, -1])[:, None]).argmax(axis=-1)
+    tokens = np.where(greedy, logits.argmax(axis=-1), drawn)
+    logprobs = np.take_along_axis(z, tokens[:, None], axis=-1)[:, 0] - log_total
+    return tokens, logprobs.astype(logits.dtype)
+
+
+def _cut_to_top_k(p: Array, top_k: NDArray[np.int64]) -> Array:
+    vocab = p.shape[-1]
+    if not np.any((top_k >= 1) & (top_k < vocab)):
+        return p
+    k = np.where(top_k >= 1, np.minimum(top_k, vocab), vocab)
+    kth = np.take_along_axis(np.sort(p, axis=-1), (vocab - k)[:, None], axis=-1)
+    return np.where(p >= kth, p, 0)
+
+
+def _cut_to_top_p(p: Array, top_p: Array) -> Array:
+    if np.all(top_p >= 1):
+        return p
+    largest_first = -np.sort(-p, axis=-1)
+    running = largest_first.cumsum(axis=-1)
+    needed = (running < (top_p * running[:, -1])[:, None]).sum(axis=-1)  # how many fall short of top_p
+    last = np.take_along_axis(largest_first, np.minimum(needed, p.shape[-1] - 1)[:, None], axis=-1)
+    return np.where((p >= last) | (top_p >= 1)[:, None], p, 0)

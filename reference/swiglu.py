@@ -1,0 +1,40 @@
+"""SwiGLU (Shazeer 2020, arXiv:2002.05202) on the two halves of an MLP, with s = sigmoid(gate).
+
+forward    y     = gate * s * up
+backward   dup   = dy * gate * s
+           dgate = dy * up * s * (1 + gate * (1 - s))       since s' = s (1 - s)
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+def swiglu_forward(gate: Array, up: Array) -> tuple[Array, Any]:
+    """gate, up: (tokens, d_ffn) -> y: (tokens, d_ffn)."""
+    s = _sigmoid(gate)
+    y = gate * s
+    y *= up
+    return y, (gate, up, s)
+
+
+def swiglu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+    """dy: (tokens, d_ffn) -> dgate, dup: like dy."""
+    gate, up, s = saved
+    silu = gate * s
+    dup = dy * silu
+    slope = s - s * silu  # s (1 - gate s), the sum below lacks silu
+    slope += silu
+    slope *= up
+    slope *= dy
+    return slope, dup
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) = inf for x << 0, and 1 / (1 + inf) = 0 is right
+        s = np.exp(-x)
+    s += 1
+    return np.divide(1, s, out=s)

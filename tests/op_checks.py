@@ -1,0 +1,144 @@
+"""What the tests of the ops share: the backends, what is drawn, and how exact an answer has to be.
+
+Hypothesis draws shapes and a seed, NumPy the numbers. Every law is a function of `ops`, a backend: arrays
+enter it through `ops.array` and leave it through `ops.to_numpy`, and nothing looks at them in between.
+"""
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from minitinker import reference
+
+settings.register_profile("ops", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("ops")
+torch.set_num_threads(1)  # the arrays are small: a second thread would only be waited for
+
+every_backend = pytest.mark.parametrize("ops", [pytest.param(reference, id="reference")])
+
+seeds = st.integers(0, 2**32 - 1)
+dtypes = st.sampled_from([np.float32, np.float64])
+
+# Two ways to the same numbers, relative to the largest of the array or to 1: the numbers drawn are about 1.
+TOLERANCE = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-5}
+# The step of central differences and their error, relative in the same way: the error of the formula falls
+# with the step squared, that of rounding grows as 1 / step.
+STEP, STEP_TOLERANCE = 1e-5, 1e-7
+
+
+def on(ops: ModuleType, inputs: Sequence[Any]) -> list[Any]:
+    """The inputs with each NumPy array turned into an array of the backend."""
+    return [ops.array(x) if isinstance(x, np.ndarray) else x for x in inputs]
+
+
+def forward(ops: ModuleType, op: str, *inputs: Any) -> tuple[np.ndarray, Any]:
+    """What `op_forward` says to the inputs, as a NumPy array, and what its backward needs."""
+    out, saved = getattr(ops, f"{op}_forward")(*on(ops, inputs))
+    return ops.to_numpy(out), saved
+
+
+def backward(ops: ModuleType, op: str, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
+    """The gradients that `op_backward` gives, as NumPy arrays; always a tuple."""
+    gradients = getattr(ops, f"{op}_backward")(ops.array(dout), saved)
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    return tuple(None if x is None else ops.to_numpy(x) for x in gradients)
+
+
+def largest(x: np.ndarray) -> float:
+    return float(np.abs(x).max(initial=0))
+
+
+def check_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Equal in shape and dtype, and within TOLERANCE in value."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    assert largest(actual - expected) <= TOLERANCE[expected.dtype] * max(1, largest(expected))
+
+
+def check_error(actual: np.ndarray, torchs: np.ndarray, exact: np.ndarray) -> None:
+    """The error against `exact`, in float64, is at most twice that of torch in the same dtype: the root of its
+    mean square, since the largest of a few thousand errors is a matter of luck."""
+    assert (actual.shape, actual.dtype) == (torchs.shape, torchs.dtype)
+    error, torch_error = (np.sqrt(np.square(x - exact).mean()) for x in (actual, torchs))
+    assert error <= 2 * torch_error
+
+
+def check_central_differences(
+    ops: ModuleType,
+    op: str,
+    arrays: Sequence[np.ndarray | None],
+    constants: Sequence[Any] = (),
+    differentiated: Sequence[int] = (0,),
+    *,
+    seed: int,
+) -> None:
+    """Each gradient of sum(dout * op(arrays, constants)) is what the op itself says when one number is moved.
+
+    arrays: float64, in the order of the op's arguments; differentiated: which of them have a gradient.
+    """
+    out, saved = forward(ops, op, *arrays, *constants)
+    dout = np.random.default_rng(seed).standard_normal(out.shape)
+    gradients = backward(ops, op, dout, saved)
+    for place, gradient in zip(differentiated, gradients, strict=True):
+        slopes = np.zeros_like(gradient)
+        for i in np.ndindex(gradient.shape):
+            low, high = list(arrays), list(arrays)
+            low[place], high[place] = arrays[place].copy(), arrays[place].copy()
+            low[place][i] -= STEP
+            high[place][i] += STEP
+            change = forward(ops, op, *high, *constants)[0] - forward(ops, op, *low, *constants)[0]
+            slopes[i] = (change * dout).sum() / (2 * STEP)
+        assert gradient.shape == arrays[place].shape
+        assert largest(gradient - slopes) <= STEP_TOLERANCE * max(1, largest(slopes))
+
+
+def check_against_torch(
+    ops: ModuleType,
+    op: str,
+    torch_op: Callable[..., torch.Tensor],
+    arrays: Sequence[np.ndarray | None],
+    constants: Sequence[Any] = (),
+    differentiated: Sequence[int] = (0,),
+    *,
+    seed: int,
+    many: bool = False,
+) -> None:
+    """Output and gradients equal those of `torch_op(*arrays)` and its autograd, in float64 and in float32.
+
+    many: the arrays have numbers enough to ask, too, that float32 be as exact as torch.
+    """
+    arrays = [None if x is None else x.astype(np.float32) for x in arrays]
+    wide = [None if x is None else x.astype(np.float64) for x in arrays]
+    out, saved = forward(ops, op, *wide, *constants)
+    dout = np.random.default_rng(seed).standard_normal(out.shape, np.float32)
+    exact = _torch_answers(torch_op, wide, differentiated, dout.astype(np.float64))
+    answers = (out, *backward(ops, op, dout.astype(np.float64), saved))
+    for actual, expected in zip(answers, exact, strict=True):
+        check_close(actual, expected)
+
+    torchs = _torch_answers(torch_op, arrays, differentiated, dout)
+    out, saved = forward(ops, op, *arrays, *constants)
+    answers = (out, *backward(ops, op, dout, saved))
+    for actual, theirs, expected in zip(answers, torchs, exact, strict=True):
+        check_close(actual, expected.astype(np.float32))
+        if many:
+            check_error(actual, theirs, expected)
+
+
+def _torch_answers(
+    torch_op: Callable[..., torch.Tensor],
+    arrays: Sequence[np.ndarray | None],
+    differentiated: Sequence[int],
+    dout: np.ndarray,
+) -> list[np.ndarray]:
+    """torch's output and its gradients, in the order of `differentiated`."""
+    tensors = [None if x is None else torch.tensor(x, requires_grad=True) for x in arrays]
+    out = torch_op(*tensors)
+    wanted = [tensors[i] for i in differentiated]
+    gradients = torch.autograd.grad(out, wanted, torch.tensor(dout), materialize_grads=True)
+    return [out.detach().numpy(), *(x.numpy() for x in gradients)]

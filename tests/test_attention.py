@@ -1,0 +1,269 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_checks import (
+    backward,
+    check_against_torch,
+    check_central_differences,
+    check_close,
+    every_backend,
+    forward,
+    seeds,
+)
+
+pytestmark = every_backend
+
+OP = "attention"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each sequence has its queries among `tokens` rows and its keys among `kv_tokens` rows."""
+
+    tokens: int
+    kv_tokens: int
+    q_starts: np.ndarray
+    q_lengths: np.ndarray
+    k_starts: np.ndarray
+    k_lengths: np.ndarray
+
+    @property
+    def places(self):
+        return [self.q_starts, self.q_lengths, self.k_starts, self.k_lengths]
+
+    def sequences(self):
+        """(rows of q, rows of k and v) of each sequence."""
+        for q_start, queries, k_start, keys in zip(*self.places, strict=True):
+            yield slice(q_start, q_start + queries), slice(k_start, k_start + keys)
+
+
+def packed(lengths):
+    """Sequences one after the other, with their queries where their keys are: training."""
+    lengths = np.array(lengths, np.int64)
+    starts = np.cumsum(lengths) - lengths
+    return Layout(lengths.sum(), lengths.sum(), starts, lengths, starts, lengths)
+
+
+def scattered(rng, queries, keys):
+    """Sequences in any order, with rows between them that belong to none; keys elsewhere than queries."""
+    places, sizes = [], []
+    for lengths in (np.array(queries, np.int64), np.array(keys, np.int64)):
+        gaps = rng.integers(0, 3, len(lengths))
+        order = rng.permutation(len(lengths))
+        starts = np.empty_like(lengths)
+        starts[order] = np.cumsum((lengths + gaps)[order]) - lengths[order]
+        places += [starts, lengths]
+        sizes.append(int((lengths + gaps).sum()) + 1)
+    return Layout(*sizes, *places)
+
+
+# (queries, keys before the first query) of each sequence; both may be none
+sequences = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 5)), min_size=1, max_size=4)
+few_sequences = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=3)
+heads = st.tuples(st.integers(1, 3), st.integers(1, 3))  # kv_heads, heads of each
+head_dims = st.integers(1, 8)
+training = st.lists(st.integers(0, 9), min_size=1, max_size=5)
+
+
+def draw_layout(seed, sequences):
+    queries, keys = [n for n, _ in sequences], [n + before for n, before in sequences]
+    return scattered(np.random.default_rng(seed), queries, keys)
+
+
+def draw(seed, layout, heads, head_dim, dtype=np.float64):
+    """q, k, v."""
+    rng = np.random.default_rng(seed)
+    kv_heads, group = heads
+    q = rng.standard_normal((layout.tokens, kv_heads * group, head_dim))
+    k, v = rng.standard_normal((2, layout.kv_tokens, kv_heads, head_dim))
+    return [x.astype(dtype) for x in (q, k, v)]
+
+
+def torch_attention(layout, scale):
+    """torch's scaled_dot_product_attention of each sequence."""
+
+    def attention(q, k, v):
+        o = torch.zeros_like(q)
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        for rows, keys in layout.sequences():
+            queries = rows.stop - rows.start
+            before = keys.stop - keys.start - queries
+            sees = torch.ones(queries, queries + before, dtype=torch.bool).tril(before)
+            own = (x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys]))
+            answer = torch.nn.functional.scaled_dot_product_attention(*own, attn_mask=sees, scale=scale)
+            o = torch.cat([o[: rows.start], answer[0].transpose(0, 1), o[rows.stop :]])
+        return o
+
+    return attention
+
+
+def check_layout_against_torch(ops, layout, heads, head_dim, scale, seed, many=False):
+    arrays, constants = draw(seed, layout, heads, head_dim), [*layout.places, scale]
+    expected, differentiated = torch_attention(layout, scale), (0, 1, 2)
+    check_against_torch(ops, OP, expected, arrays, constants, differentiated, seed=seed, many=many)
+
+
+@given(sequences=few_sequences, heads=heads, head_dim=st.integers(1, 3), seed=seeds)
+def test_the_backward_is_the_slope_of_the_forward(ops, sequences, heads, head_dim, seed):
+    layout = draw_layout(seed, sequences)
+    constants = [*layout.places, 0.7]
+    arrays = draw(seed, layout, heads, head_dim)
+    check_central_differences(ops, OP, arrays, constants, differentiated=(0, 1, 2), seed=seed)
+
+
+@given(
+    sequences=sequences, heads=heads, head_dim=head_dims, scale=st.sampled_from([0.1, 0.5, 3.0]), seed=seeds
+)
+def test_output_and_gradients_are_those_of_torch(ops, sequences, heads, head_dim, scale, seed):
+    layout = draw_layout(seed, sequences)
+    check_layout_against_torch(ops, layout, heads, head_dim, scale, seed)
+
+
+@pytest.mark.parametrize(
+    ("queries", "before"), [(127, 0), (128, 0), (129, 0), (300, 0), (1, 299), (129, 1), (128, 130), (257, 43)]
+)
+def test_long_sequences_are_those_of_torch(ops, queries, before):
+    layout = draw_layout(queries, [(5, 2), (queries, before), (3, 0)])
+    check_layout_against_torch(ops, layout, (1, 2), 4, 0.5, seed=0)
+
+
+@settings(max_examples=5)
+@given(seed=seeds)
+def test_float32_is_as_exact_as_torch(ops, seed):
+    layout = draw_layout(seed, [(40, 0), (9, 20), (64, 64), (1, 30)])
+    check_layout_against_torch(ops, layout, (2, 2), 16, 0.25, seed, many=True)
+
+
+@given(lengths=training, heads=heads, which=st.integers(0, 4), seed=seeds)
+def test_packed_sequences_do_not_see_each_other(ops, lengths, heads, which, seed):
+    layout = packed(lengths)
+    rows = list(layout.sequences())[which % len(lengths)][0]
+    arrays = draw(seed, layout, heads, 4)
+    others = draw(seed + 1, layout, heads, 4)
+    for array, other in zip(arrays, others, strict=True):
+        other[rows] = array[rows]
+    answers = []
+    for inputs in (arrays, others):
+        o, saved = forward(ops, OP, *inputs, *layout.places, 0.5)
+        answers.append([o, *backward(ops, OP, inputs[0], saved)])
+    for answer, answer_among_others in zip(*answers, strict=True):
+        np.testing.assert_array_equal(answer[rows], answer_among_others[rows])
+
+
+@given(sequences=sequences, heads=heads, seed=seeds)
+def test_a_sequence_alone_equals_the_sequence_in_a_batch(ops, sequences, heads, seed):
+    layout = draw_layout(seed, sequences)
+    q, k, v = draw(seed, layout, heads, 4)
+    do = np.cos(q)
+    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    dq, dk, dv = backward(ops, OP, do, saved)
+    start = np.zeros(1, np.int64)
+    for (rows, keys), (queries, before) in zip(layout.sequences(), sequences, strict=True):
+        places = [start, np.array([queries]), start, np.array([queries + before])]
+        o_alone, saved = forward(ops, OP, q[rows], k[keys], v[keys], *places, 0.5)
+        alone = (o_alone, *backward(ops, OP, do[rows], saved))
+        for ours, ours_alone in zip((o[rows], dq[rows], dk[keys], dv[keys]), alone, strict=True):
+            check_close(ours_alone, ours)
+
+
+@given(sequences=sequences, heads=heads, seed=seeds)
+def test_rows_of_no_sequence_come_out_as_zeros_and_get_no_gradient(ops, sequences, heads, seed):
+    layout = draw_layout(seed, sequences)
+    q, k, v = draw(seed, layout, heads, 4)
+    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    dq, dk, dv = backward(ops, OP, np.cos(q), saved)
+    no_query, no_key = np.ones(layout.tokens, bool), np.ones(layout.kv_tokens, bool)
+    for (rows, keys), (queries, _) in zip(layout.sequences(), sequences, strict=True):
+        no_query[rows] = False
+        no_key[keys] = queries == 0
+    assert no_query.any()
+    assert no_key.any()
+    for array, rows in [(o, no_query), (dq, no_query), (dk, no_key), (dv, no_key)]:
+        assert not array[rows].any()
+
+
+@given(length=st.integers(2, 12), cut=st.integers(1, 11), heads=heads, seed=seeds)
+def test_a_future_token_never_changes_an_earlier_output(ops, length, cut, heads, seed):
+    cut = min(cut, length - 1)
+    layout = packed([length])
+    arrays, changed = draw(seed, layout, heads, 4), draw(seed + 1, layout, heads, 4)
+    for array, other in zip(arrays, changed, strict=True):
+        other[:cut] = array[:cut]
+    o, saved = forward(ops, OP, *arrays, *layout.places, 0.5)
+    o_changed, _ = forward(ops, OP, *changed, *layout.places, 0.5)
+    np.testing.assert_array_equal(o[:cut], o_changed[:cut])
+    do = np.ones_like(o)
+    do[cut:] = 0  # and an earlier output sends no gradient to a later token
+    for gradient in backward(ops, OP, do, saved):
+        assert not gradient[cut:].any()
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), heads=heads, seed=seeds)
+def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, lengths, heads, seed):
+    whole = packed(lengths)
+    q, k, v = draw(seed, whole, heads, 4)
+    expected, _ = forward(ops, OP, q, k, v, *whole.places, 0.5)
+    region = max(lengths) + 2  # rows of the cache that belong to one sequence
+    cache_k, cache_v = np.random.default_rng(seed).standard_normal((2, len(lengths) * region, *k.shape[1:]))
+    for t in range(max(lengths)):
+        alive = np.flatnonzero(np.array(lengths) > t)
+        rows, cached = whole.q_starts[alive] + t, alive * region
+        cache_k[cached + t], cache_v[cached + t] = k[rows], v[rows]
+        one, seen = np.ones(len(alive), np.int64), np.full(len(alive), t + 1)
+        places = [np.arange(len(alive)), one, cached, seen]
+        o, _ = forward(ops, OP, q[rows], cache_k, cache_v, *places, 0.5)
+        check_close(o, expected[rows])
+
+
+@given(sequences=sequences, heads=heads, seed=seeds)
+def test_grouped_heads_equal_key_heads_repeated(ops, sequences, heads, seed):
+    layout = draw_layout(seed, sequences)
+    q, k, v = draw(seed, layout, heads, 4)
+    kv_heads, group = heads
+    repeated = [np.repeat(x, group, axis=1) for x in (k, v)]
+    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    o_repeated, saved_repeated = forward(ops, OP, q, *repeated, *layout.places, 0.5)
+    check_close(o, o_repeated)
+    dq, dk, dv = backward(ops, OP, np.cos(q), saved)
+    dq_repeated, *dkv_repeated = backward(ops, OP, np.cos(q), saved_repeated)
+    check_close(dq, dq_repeated)
+    for ours, theirs in zip((dk, dv), dkv_repeated, strict=True):
+        check_close(ours, theirs.reshape(-1, kv_heads, group, 4).sum(axis=2))
+
+
+@given(count=st.integers(1, 5), heads=heads, seed=seeds)
+def test_a_sequence_of_one_token_says_its_value(ops, count, heads, seed):
+    layout = packed([1] * count)
+    q, k, v = draw(seed, layout, heads, 4)
+    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    np.testing.assert_array_equal(o, np.repeat(v, heads[1], axis=1))
+    dq, dk, _ = backward(ops, OP, np.ones_like(o), saved)
+    assert np.abs(dq).max() < 1e-14
+    assert np.abs(dk).max() < 1e-14
+
+
+def test_extreme_scores_give_finite_numbers_and_no_warning(ops):  # pytest turns a warning into an error
+    layout = packed([4, 3])
+    q, k, v = draw(0, layout, (1, 2), 4, np.float32)
+    o, saved = forward(ops, OP, 1e3 * q, 1e3 * k, v, *layout.places, 0.5)
+    for array in (o, *backward(ops, OP, np.ones_like(o), saved)):
+        assert np.isfinite(array).all()
+    assert np.abs(o).max() <= np.abs(v).max()
+
+
+def test_no_sequence_at_all_is_no_error(ops):
+    layout = packed([])
+    q, k, v = draw(0, layout, (1, 2), 4)
+    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    assert o.shape == (0, 2, 4)
+    assert [x.shape for x in backward(ops, OP, o, saved)] == [(0, 2, 4), (0, 1, 4), (0, 1, 4)]
+
+
+def test_more_queries_than_keys_are_refused(ops):
+    layout = Layout(3, 2, *(np.array([n]) for n in (0, 3, 0, 2)))
+    with pytest.raises(ValueError, match="3 queries but 2 keys"):
+        forward(ops, OP, *draw(0, layout, (1, 1), 2), *layout.places, 0.5)
