@@ -1,0 +1,98 @@
+"""Dataclasses that check what they are given against their annotations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from reprlib import repr as shortened
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+
+@dataclass(frozen=True)
+class Conforming:
+    """Base of frozen dataclasses whose fields hold what their annotations say, from the moment they are made.
+
+    Annotations may be classes, Literal, list, tuple, dict, and unions of these. Lists and dicts are copied.
+    What is the same in another type is taken and converted: 1 for a float, 3.0 or np.int32(3) for an int,
+    a tuple or an array for a list. Booleans are not numbers here, and strings are neither numbers nor lists.
+
+    Raises: TypeError that names the class, the field, the value and what it must be.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = conform(field.type, getattr(self, field.name), f"{type(self).__name__}.{field.name}")
+            object.__setattr__(self, field.name, value)
+
+
+def conform(kind: Any, value: Any, name: str) -> Any:
+    """`value` as the annotation `kind` wants it. `name` is what the TypeError calls it."""
+    members = _members(kind)
+    if type(value) in members:
+        return value
+    choices = [member for member in members if member is not NoneType]
+    if len(choices) == 1:  # its own error says more than that of the union: which element is wrong
+        return _convert(choices[0], value, name, kind)
+    for choice in choices:
+        try:
+            return _convert(choice, value, name, kind)
+        except TypeError:
+            continue
+    raise _mismatch(kind, value, name)
+
+
+def _convert(member: Any, value: Any, name: str, kind: Any) -> Any:
+    """`value` as `member`, which is not a union but part of the annotation `kind`."""
+    origin, arguments = get_origin(member), get_args(member)
+    if origin is list:
+        return _list_of(arguments[0], value, name, kind)
+    if origin is tuple and isinstance(value, tuple) and len(value) == len(arguments):
+        return tuple(
+            conform(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(zip(arguments, value, strict=True))
+        )
+    if origin is dict and isinstance(value, Mapping):
+        keys, values = arguments
+        return {
+            conform(keys, k, f"a key of {name}"): conform(values, v, f"{name}[{k!r}]")
+            for k, v in value.items()
+        }
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if member is int or member is float:
+        if isinstance(value, Real) and not isinstance(value, bool):
+            if member is float:
+                return float(value)
+            if isinstance(value, Integral) or float(value).is_integer():
+                return math.floor(value)
+    elif isinstance(member, type) and origin is None and isinstance(value, member):
+        return value
+    raise _mismatch(kind, value, name)
+
+
+def _list_of(item: Any, value: Any, name: str, kind: Any) -> list[Any]:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise _mismatch(kind, value, name)
+    # Token lists are long, and nearly always right.
+    if set(map(type, value)).issubset(_members(item)):
+        return list(value)
+    return [conform(item, element, f"{name}[{i}]") for i, element in enumerate(value)]
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _mismatch(kind: Any, value: Any, name: str) -> TypeError:
+    wanted = " | ".join(_described(member) for member in _members(kind))
+    return TypeError(f"{name} is {shortened(value)} ({type(value).__name__}); it must be {wanted}")
+
+
+def _described(member: Any) -> str:
+    if member is NoneType:
+        return "None"
+    if get_origin(member) is None:
+        return str(member.__name__)
+    return str(member).removeprefix("typing.")
