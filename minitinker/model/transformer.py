@@ -1,0 +1,222 @@
+"""The transformer of Llama and Qwen: forward and hand-written backward over packed sequences.
+
+    x  = embedding(tokens)
+    x += attention(norm(x))      per layer
+    x += mlp(norm(x))
+    logits = head(norm(x))
+
+Every function takes the network as a value and asks its ops for the arithmetic; which backend that is, it
+cannot tell. A forward returns what its backward needs; a backward adds the gradients of A and B to `grads`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .config import ModelConfig
+from .packing import Packed
+
+Array = Any  # an array of the backend: NumPy's or torch's
+HEAD_BYTES = 32 << 20  # logits at once
+Grads = dict[str, tuple[Array, Array]]  # module name -> gradients of A and B, in the stacked shapes
+
+
+@dataclass(frozen=True)
+class Network:
+    """Frozen base weights with the adapters of the rows that go through them.
+
+    weights: Hugging Face tensor name -> array. lora: module name -> (A: (adapters, rank, d_in),
+    B: (adapters, d_out, rank)). scale: (adapters,). adapter: (tokens,) the adapter of each row, -1 for none;
+    None: adapter 0 for all.
+    """
+
+    ops: ModuleType
+    config: ModelConfig
+    weights: dict[str, Array]
+    lora: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    scale: Array = None
+    adapter: Array = None
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of past tokens, one array a layer: (rows, kv_heads, head_dim)."""
+
+    keys: list[Array]
+    values: list[Array]
+
+
+def hidden_states(
+    net: Network, batch: Packed, cache: KVCache | None = None, keep: bool = False
+) -> tuple[Array, Any]:
+    """The final, normed states: (tokens, hidden_size), and, if `keep`, what the backward needs.
+
+    With a cache, keys and values of the batch are written to it and attention reads from it.
+    """
+    config, ops = net.config, net.ops
+    scaling = None if config.rope_scaling is None else astuple(config.rope_scaling)
+    frequencies = ops.rope_frequencies(config.head_dim, config.rope_theta, scaling)
+    rope = ops.rope_table(batch.positions, frequencies)
+    x = ops.embedding(ops.array(batch.tokens), net.weights["model.embed_tokens.weight"])
+    saved_layers = []
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        attended, saved_attention = _attention_forward(net, layer, x, rope, batch, _layer(cache, i))
+        attended += x
+        x, saved_mlp = _mlp_forward(net, layer, attended)
+        x += attended
+        if keep:
+            saved_layers.append((saved_attention, saved_mlp))
+    h, saved_norm = _norm_forward(net, "model.norm", x)
+    return h, (saved_layers, saved_norm)
+
+
+def hidden_states_backward(net: Network, dh: Array, saved: Any, grads: Grads) -> None:
+    """From dh: (tokens, hidden_size) to the gradients of every adapter. Empties `saved` as it goes."""
+    saved_layers, saved_norm = saved
+    dx = net.ops.rms_norm_backward(dh, saved_norm)
+    for i in reversed(range(net.config.num_hidden_layers)):
+        layer = f"model.layers.{i}"
+        saved_attention, saved_mlp = saved_layers.pop()
+        dx = dx + _mlp_backward(net, layer, dx, saved_mlp, grads)
+        dx = dx + _attention_backward(net, layer, dx, saved_attention, grads)
+
+
+def head_chunks(net: Network, tokens: int) -> Iterator[slice]:
+    """Rows that go through the head together, so that their logits take about HEAD_BYTES."""
+    rows = max(1, HEAD_BYTES // (4 * net.config.vocab_size))
+    for start in range(0, tokens, rows):
+        yield slice(start, min(start + rows, tokens))
+
+
+def target_logprobs(net: Network, h: Array, targets: Array) -> Array:
+    """h: (tokens, hidden_size), targets: (tokens,) int64 -> logprobs: (tokens,)."""
+    ops, chunks = net.ops, []
+    for rows in head_chunks(net, len(h)):
+        logits, _ = logits_forward(net, h[rows])
+        chunks.append(ops.to_numpy(ops.logprob_forward(logits, ops.array(targets[rows, None]))[0])[:, 0])
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+
+
+def top_logprobs(net: Network, h: Array, k: int) -> list[list[tuple[int, float]]]:
+    """For each row of h: (tokens, hidden_size) the k likeliest tokens and their logprobs, likeliest first."""
+    ops, found = net.ops, []
+    for rows in head_chunks(net, len(h)):
+        logits, _ = logits_forward(net, h[rows])
+        likeliest = np.argsort(-ops.to_numpy(logits), axis=-1, kind="stable")[:, :k]
+        logprobs = ops.to_numpy(ops.logprob_forward(logits, ops.array(likeliest))[0])
+        found += [
+            list(zip(t, lp, strict=True)) for t, lp in zip(likeliest.tolist(), logprobs.tolist(), strict=True)
+        ]
+    return found
+
+
+def logits_forward(net: Network, h: Array) -> tuple[Array, Any]:
+    """h: (tokens, hidden_size) -> logits: (tokens, vocab). Meant for a chunk of tokens at a time."""
+    return _linear_forward(net, "lm_head", h)
+
+
+def logits_backward(net: Network, dlogits: Array, saved: Any, grads: Grads) -> Array:
+    """dlogits: (tokens, vocab) -> dh: (tokens, hidden_size)."""
+    return _linear_backward(net, "lm_head", dlogits, saved, grads)
+
+
+def _attention_forward(
+    net: Network,
+    layer: str,
+    x: Array,
+    rope: tuple[Array, Array],
+    batch: Packed,
+    cache: tuple[Array, Array] | None,
+) -> tuple[Array, Any]:
+    config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
+    h, saved_norm = _norm_forward(net, f"{layer}.input_layernorm", x)
+    q, saved_q = _linear_forward(net, f"{attn}.q_proj", h)
+    k, saved_k = _linear_forward(net, f"{attn}.k_proj", h)
+    v, saved_v = _linear_forward(net, f"{attn}.v_proj", h)
+    q = q.reshape(-1, config.num_attention_heads, config.head_dim)
+    k = k.reshape(-1, config.num_key_value_heads, config.head_dim)
+    v = v.reshape(-1, config.num_key_value_heads, config.head_dim)
+    saved_q_norm = saved_k_norm = None
+    if config.qk_norm:
+        q, saved_q_norm = _norm_forward(net, f"{attn}.q_norm", q)
+        k, saved_k_norm = _norm_forward(net, f"{attn}.k_norm", k)
+    q, saved_q_rope = ops.rope_forward(q, *rope)
+    k, saved_k_rope = ops.rope_forward(k, *rope)
+    if cache is not None:
+        cache[0][batch.cache_rows], cache[1][batch.cache_rows] = k, v
+        k, v = cache
+    o, saved_attention = ops.attention_forward(
+        q, k, v, batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths, config.head_dim**-0.5
+    )
+    o = o.reshape(-1, config.num_attention_heads * config.head_dim)
+    y, saved_o = _linear_forward(net, f"{attn}.o_proj", o)
+    q_saved, k_saved = (saved_q, saved_q_norm, saved_q_rope), (saved_k, saved_k_norm, saved_k_rope)
+    return y, (saved_norm, q_saved, k_saved, saved_v, saved_attention, saved_o)
+
+
+def _attention_backward(net: Network, layer: str, dy: Array, saved: Any, grads: Grads) -> Array:
+    config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
+    saved_norm, q_saved, k_saved, saved_v, saved_attention, saved_o = saved
+    (saved_q, saved_q_norm, saved_q_rope), (saved_k, saved_k_norm, saved_k_rope) = q_saved, k_saved
+    do = _linear_backward(net, f"{attn}.o_proj", dy, saved_o, grads)
+    do = do.reshape(-1, config.num_attention_heads, config.head_dim)
+    dq, dk, dv = ops.attention_backward(do, saved_attention)
+    dq = ops.rope_backward(dq, saved_q_rope)
+    dk = ops.rope_backward(dk, saved_k_rope)
+    if config.qk_norm:
+        dq = ops.rms_norm_backward(dq, saved_q_norm)
+        dk = ops.rms_norm_backward(dk, saved_k_norm)
+    tokens = len(dy)
+    dh = _linear_backward(net, f"{attn}.q_proj", dq.reshape(tokens, -1), saved_q, grads)
+    dh += _linear_backward(net, f"{attn}.k_proj", dk.reshape(tokens, -1), saved_k, grads)
+    dh += _linear_backward(net, f"{attn}.v_proj", dv.reshape(tokens, -1), saved_v, grads)
+    return ops.rms_norm_backward(dh, saved_norm)
+
+
+def _mlp_forward(net: Network, layer: str, x: Array) -> tuple[Array, Any]:
+    mlp = f"{layer}.mlp"
+    h, saved_norm = _norm_forward(net, f"{layer}.post_attention_layernorm", x)
+    gate, saved_gate = _linear_forward(net, f"{mlp}.gate_proj", h)
+    up, saved_up = _linear_forward(net, f"{mlp}.up_proj", h)
+    mixed, saved_swiglu = net.ops.swiglu_forward(gate, up)
+    y, saved_down = _linear_forward(net, f"{mlp}.down_proj", mixed)
+    return y, (saved_norm, saved_gate, saved_up, saved_swiglu, saved_down)
+
+
+def _mlp_backward(net: Network, layer: str, dy: Array, saved: Any, grads: Grads) -> Array:
+    mlp = f"{layer}.mlp"
+    saved_norm, saved_gate, saved_up, saved_swiglu, saved_down = saved
+    dmixed = _linear_backward(net, f"{mlp}.down_proj", dy, saved_down, grads)
+    dgate, dup = net.ops.swiglu_backward(dmixed, saved_swiglu)
+    dh = _linear_backward(net, f"{mlp}.gate_proj", dgate, saved_gate, grads)
+    dh += _linear_backward(net, f"{mlp}.up_proj", dup, saved_up, grads)
+    return net.ops.rms_norm_backward(dh, saved_norm)
+
+
+def _norm_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
+    return net.ops.rms_norm_forward(x, net.weights[f"{name}.weight"], net.config.rms_norm_eps)  # type: ignore
+
+
+def _linear_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
+    a, b = net.lora.get(name, (None, None))
+    tied = name == "lm_head" and net.config.tie_word_embeddings
+    w = net.weights["model.embed_tokens.weight" if tied else f"{name}.weight"]
+    bias = net.weights.get(f"{name}.bias")
+    return net.ops.lora_linear_forward(x, w, bias, a, b, net.scale, net.adapter)  # type: ignore
+
+
+def _linear_backward(net: Network, name: str, dy: Array, saved: Any, grads: Grads) -> Array:
+    dx, da, db = net.ops.lora_linear_backward(dy, saved)
+    if da is not None:
+        grad_a, grad_b = grads[name]
+        grad_a += da
+        grad_b += db
+    return dx
+
+
+def _layer(cache: KVCache | None, i: int) -> tuple[Array, Array] | None:
+    return None if cache is None else (cache.keys[i], cache.values[i])
