@@ -1,0 +1,50 @@
+"""What the clients of one ServiceClient share: the worker, the backend, the base models, the storage."""
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from ..futures import APIFuture
+from ..model.tokenizer import Tokenizer
+from ..model.weights import BaseModel, load_base_model
+from .checkpoints import CheckpointStore
+from .sampler import Sampler
+from .worker import Worker
+
+T = TypeVar("T")
+
+
+class Session:
+    """Lives as long as any client of it; then its worker ends."""
+
+    def __init__(self, ops: ModuleType, storage: Path) -> None:
+        self.ops = ops
+        self.store = CheckpointStore(storage)
+        self.worker = Worker()
+        self._samplers: dict[Path, Sampler] = {}
+        self._tokenizers: dict[Path, Tokenizer] = {}
+        weakref.finalize(self, self.worker.close, finish=True).atexit = False
+
+    def submit(self, job: Callable[[], T]) -> APIFuture[T]:
+        """Run a job in the worker's thread, after all that was asked before."""
+        return APIFuture(self.worker.submit(job), self.worker.thread)
+
+    def load_base(self, name: str) -> BaseModel:
+        """The base model called `name`, kept for as long as the session lives. In the worker's thread."""
+        base = load_base_model(name)
+        if base.folder not in self._samplers:
+            self._samplers[base.folder] = Sampler(self.ops, base)
+            self.worker.add_sampler(self._samplers[base.folder])
+        return base
+
+    def sampler(self, base: BaseModel) -> Sampler:
+        """The sampler that serves every SamplingClient on this base."""
+        return self._samplers[base.folder]
+
+    def tokenizer(self, base: BaseModel) -> Tokenizer:
+        """The base model's tokenizer."""
+        if base.folder not in self._tokenizers:
+            self._tokenizers[base.folder] = Tokenizer.from_folder(base.folder)
+        return self._tokenizers[base.folder]

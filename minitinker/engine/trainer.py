@@ -1,0 +1,276 @@
+"""One LoRA adapter in training: its weights, the gradients that add up, Adam's moments.
+
+Everything here runs in the worker's thread, one call after the other.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from reprlib import repr as shortened
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadRequestError
+from ..losses import Config, Example, Loss, check_data, find_loss
+from ..model.adapter import AdapterSpec, initial_weights, views
+from ..model.packing import micro_batches, pack
+from ..model.transformer import (
+    Network,
+    head_chunks,
+    hidden_states,
+    hidden_states_backward,
+    logits_backward,
+    logits_forward,
+)
+from ..model.weights import BaseModel
+from ..types import AdamParams, Datum, ForwardBackwardOutput, TensorData
+
+Array = Any
+CustomLoss = Callable[[list[Datum], list[Any]], tuple[Any, Mapping[str, float]]]
+
+MICRO_BATCH_TOKENS = 2048  # about; bounds the activations that are alive at once
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """An adapter's weights at one moment, never written to again. flat: (spec.size,) float32."""
+
+    spec: AdapterSpec
+    flat: Array
+
+
+class Trainer:
+    """Owns the state of one training run. A call that raises leaves that state as it was."""
+
+    def __init__(self, ops: ModuleType, base: BaseModel, spec: AdapterSpec, seed: int | None) -> None:
+        self.ops, self.base, self.spec = ops, base, spec
+        self.flat = ops.array(initial_weights(spec, seed))
+        self.grad = ops.zeros((spec.size,))
+        self.m = ops.zeros((spec.size,))
+        self.v = ops.zeros((spec.size,))
+        self.step = 0
+        self.accumulated = 0  # forward_backward calls since the last optim_step
+        self._network = Network(
+            ops,
+            base.config,
+            {name: ops.array(w) for name, w in base.weights.items()},
+            views(spec, self.flat),
+            ops.array(np.array([spec.scale], np.float32)),
+        )
+
+    def forward(
+        self, data: list[Datum], loss_fn: str, config: Mapping[str, Any] | None
+    ) -> ForwardBackwardOutput:
+        """Loss and logprobs; touches nothing."""
+        return self._run(data, loss_fn, config, None)
+
+    def forward_backward(
+        self, data: list[Datum], loss_fn: str, config: Mapping[str, Any] | None
+    ) -> ForwardBackwardOutput:
+        """Loss and logprobs, and the gradient added to what is there already."""
+        grad = self.ops.zeros((self.spec.size,))
+        output = self._run(data, loss_fn, config, grad)
+        with np.errstate(over="ignore"):
+            grad += self.grad
+        if not math.isfinite(self.ops.global_norm(grad)):
+            raise BadRequestError(f"the gradient is not finite (the loss is {output.loss}); it was not added")
+        self.grad = grad
+        self.accumulated += 1
+        return output
+
+    def forward_backward_custom(self, data: list[Datum], loss_fn: CustomLoss) -> ForwardBackwardOutput:
+        """The loss C is the user's: (data, logprobs as torch tensors) -> (loss, metrics).
+
+        By the chain rule its gradient is that of a cross-entropy with weights -dC/dlp, and dC/dlp is torch's.
+        """
+        import torch
+
+        before = self.forward(_without_own_inputs(data), "cross_entropy", None)
+        logprobs = [out["logprobs"].to_torch().requires_grad_() for out in before.loss_fn_outputs]
+        loss, metrics = _check_custom(loss_fn(list(data), list(logprobs)))
+        gradients = torch.autograd.grad(loss.sum(), logprobs, allow_unused=True)
+        weighted = []
+        for i, (datum, lp, g) in enumerate(zip(data, logprobs, gradients, strict=True)):
+            weights = torch.zeros_like(lp) if g is None else -g
+            if not weights.isfinite().all():
+                raise BadRequestError(
+                    f"the custom loss is {loss.item()}, but its derivative by the logprobs of data[{i}] is not finite"
+                )
+            targets = datum.loss_fn_inputs["target_tokens"]
+            inputs = {"target_tokens": targets, "weights": TensorData.from_torch(weights)}
+            weighted.append(Datum(datum.model_input, inputs))
+        output = self.forward_backward(weighted, "cross_entropy", None)
+        whole = {**metrics, "loss:sum": loss.item()}
+        return ForwardBackwardOutput(output.loss_fn_output_type, before.loss_fn_outputs, whole)
+
+    def optim_step(self, adam: AdamParams) -> dict[str, float]:
+        """One step of AdamW with the gradient that has added up, which is zero afterwards.
+
+        The metric is the gradient's norm before clipping, under the hosted service's name for it.
+        """
+        _check_adam(adam)
+        if self.accumulated == 0:
+            raise BadRequestError("optim_step with no gradient; call forward_backward first")
+        norm = self.ops.global_norm(self.grad)
+        if not math.isfinite(norm):
+            raise BadRequestError(f"the gradient's norm is {norm}; the weights were left as they were")
+        self.step += 1
+        self.ops.adamw_(
+            self.flat,
+            self.grad,
+            self.m,
+            self.v,
+            norm,
+            self.step,
+            adam.learning_rate,
+            adam.beta1,
+            adam.beta2,
+            adam.eps,
+            adam.weight_decay,
+            adam.grad_clip_norm,
+        )
+        self.grad[...] = 0
+        self.accumulated = 0
+        return {"unclipped_grad_l2:mean": norm}
+
+    def snapshot(self) -> Snapshot:
+        """The weights as they are now."""
+        return Snapshot(self.spec, self.flat + 0)
+
+    def restore(self, flat: Array, m: Array | None, v: Array | None, step: int) -> None:
+        """Put back what a checkpoint holds, with no gradients; without moments the optimizer begins anew."""
+        self.flat[...] = self.ops.array(flat)
+        self.m[...] = 0 if m is None else self.ops.array(m)
+        self.v[...] = 0 if v is None else self.ops.array(v)
+        self.step = step
+        self.grad[...] = 0
+        self.accumulated = 0
+
+    def _run(
+        self, data: list[Datum], loss_fn: str, config: Mapping[str, Any] | None, grad: Array | None
+    ) -> ForwardBackwardOutput:
+        """Micro-batches side by side; their gradients are added to `grad` in order, unless it is None."""
+        loss, whole_config = find_loss(loss_fn, config)
+        model = self.base.config
+        examples = check_data(data, loss_fn, model.vocab_size, model.max_position_embeddings)
+        lengths = [len(example.tokens) for example in examples]
+        width = self.ops.width()
+        count = width * math.ceil(sum(lengths) / (width * MICRO_BATCH_TOKENS))
+        parts = [examples[part.start : part.stop] for part in micro_batches(lengths, count)]
+
+        def run(part: list[Example]) -> tuple[float, list[Array], Array | None]:
+            part_grad = None if grad is None else self.ops.zeros((self.spec.size,))
+            return *self._micro_batch(part, loss, whole_config, part_grad), part_grad
+
+        total, logprobs = 0.0, []
+        for first in range(0, len(parts), width):
+            for part_loss, part_logprobs, part_grad in self.ops.side_by_side(
+                run, parts[first : first + width]
+            ):
+                total += part_loss
+                logprobs += part_logprobs
+                if grad is not None:
+                    with np.errstate(over="ignore", invalid="ignore"):  # refused by forward_backward
+                        grad += part_grad
+        if not math.isfinite(total):
+            raise BadRequestError(
+                f"the loss is {total}; check the inputs of {loss_fn} and the learning rate so far"
+            )
+        outputs = [
+            {"logprobs": TensorData.from_numpy(lp[:, : e.targets.shape[1]].reshape(e.shape))}
+            for lp, e in zip(logprobs, examples, strict=True)
+        ]
+        return ForwardBackwardOutput("ArrayRecord", outputs, {"loss:sum": total})
+
+    @np.errstate(over="ignore", invalid="ignore")  # the callers refuse what is not finite
+    def _micro_batch(
+        self, examples: list[Example], loss: Loss, config: Config, grad: Array | None
+    ) -> tuple[float, list[Array]]:
+        """Loss and logprobs of some examples in one pass; adds their gradient to `grad`, unless it is None.
+
+        Every loss is a sum of terms of one token each, so the head goes forward and backward chunk by chunk
+        and the logits of a chunk are gone before the next.
+        """
+        ops, net = self.ops, self._network
+        columns = max(e.targets.shape[1] for e in examples)
+        targets = np.concatenate([_widen(e.targets, columns) for e in examples])
+        inputs = {
+            key: np.concatenate([_widen(e.inputs[key], columns) for e in examples]) for key in loss.inputs
+        }
+        h, saved = hidden_states(net, pack([e.tokens for e in examples]), keep=grad is not None)
+        grads = None if grad is None else views(self.spec, grad)
+        dh = ops.zeros(h.shape) if grads is not None else h
+        total, logprobs = 0.0, np.empty(targets.shape, np.float32)
+        for rows in head_chunks(net, len(h)):
+            logits, saved_head = logits_forward(net, h[rows])
+            lp, saved_lp = ops.logprob_forward(logits, ops.array(targets[rows]))
+            logprobs[rows] = ops.to_numpy(lp)
+            terms, dlp = loss.per_token(
+                logprobs[rows].astype(np.float64), {key: x[rows] for key, x in inputs.items()}, config
+            )
+            total += float(terms.sum())
+            if grads is not None:
+                dlogits = ops.logprob_backward(ops.array(dlp.astype(np.float32)), saved_lp)
+                dh[rows] = logits_backward(net, dlogits, saved_head, grads)
+        if grads is not None:
+            hidden_states_backward(net, dh, saved, grads)
+        lengths = [len(e.tokens) for e in examples]
+        return total, np.split(logprobs, np.cumsum(lengths)[:-1])
+
+
+def _widen(x: Array, columns: int) -> Array:
+    """(n, K) -> (n, columns): more targets, of token 0 and weight 0, to stand with datums of a larger K."""
+    return x if x.shape[1] == columns else np.pad(x, ((0, 0), (0, columns - x.shape[1])))
+
+
+def _without_own_inputs(data: list[Datum]) -> list[Datum]:
+    """Data with what cross_entropy takes, and without what is meant for the custom loss alone."""
+    if not isinstance(data, list | tuple):
+        return data  # for check_data to refuse
+    known = ("target_tokens", "weights")
+    return [
+        Datum(d.model_input, {key: d.loss_fn_inputs[key] for key in known if key in d.loss_fn_inputs})
+        if isinstance(d, Datum)
+        else d
+        for d in data
+    ]
+
+
+def _check_custom(answer: Any) -> tuple[Any, dict[str, float]]:
+    """What a custom loss returned: a tensor of one number with its graph, and metrics as plain floats."""
+    import torch
+
+    try:
+        loss, given = answer
+        plain = {key: x.detach() if isinstance(x, torch.Tensor) else x for key, x in given.items()}
+        metrics = {str(key): float(value) for key, value in plain.items()}
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise BadRequestError(
+            f"the custom loss returned {shortened(answer)}; it must return (loss, metrics), a tensor of one "
+            "number and a dict of numbers"
+        ) from error
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise BadRequestError(
+            f"the custom loss returned {loss!r}; it must be a tensor of one number made from the logprobs"
+        )
+    if not math.isfinite(loss.item()):
+        raise BadRequestError(f"the custom loss is {loss.item()}; it must be finite")
+    return loss, metrics
+
+
+def _check_adam(adam: AdamParams) -> None:
+    """Raise BadRequestError naming the field that is out of its range."""
+    ranges = {
+        "learning_rate": (0, math.inf, "a finite number of at least 0"),
+        "beta1": (0, 1, "at least 0 and below 1"),
+        "beta2": (0, 1, "at least 0 and below 1"),
+        "eps": (float(np.finfo(np.float32).tiny), math.inf, "a finite number that float32 holds, above 0"),
+        "weight_decay": (0, math.inf, "a finite number of at least 0"),
+        "grad_clip_norm": (0, math.inf, "a finite number of at least 0 (0: no clipping)"),
+    }
+    for name, (least, below, right) in ranges.items():
+        value = getattr(adam, name)
+        if not least <= value < below:
+            raise BadRequestError(f"AdamParams.{name} is {value}; it must be {right}")

@@ -1,0 +1,120 @@
+"""The one thread that does all numeric work of a ServiceClient, in the order in which it was asked."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from importlib import import_module
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from ..errors import TinkerError
+from .sampler import Sampler
+
+# Once the main thread has ended this module can no longer be imported, and work that is finished then may
+# be the first to import what needs it (torch for a custom loss, the hub's client for a model).
+import_module("concurrent.futures.thread")
+
+T = TypeVar("T")
+
+TURN = 0.01  # seconds of jobs between two decode steps; the job that goes beyond is the last
+LOOK_UP = 0.2  # seconds after which an idle worker looks whether the program has come to its end
+
+
+class Worker:
+    """A queue of jobs and one thread that runs them, first in, first out.
+
+    Samplers share the thread: when the jobs have had their TURN, each sampler that has work does one decode
+    step, so that a long queue does not stall sampling, nor many samples the queue. Requests that are made
+    together wait in line together and so decode together.
+
+    When the main thread ends, the worker finishes what was asked and ends too; if it ended with an error or
+    Ctrl-C, what has not begun is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        # A plain lock and a SimpleQueue are taken and left in one piece. A Condition is not: Ctrl-C may come
+        # when the main thread has just taken it, and the worker would wait for it forever.
+        self._submitting = threading.Lock()
+        self._closed = False
+        self._dropping = False
+        self._samplers: list[Sampler] = []
+        self.thread = threading.Thread(target=self._run, name="minitinker-worker")
+        self.thread.start()
+
+    def submit(self, job: Callable[[], T]) -> "Future[T]":
+        """Queue a job. Its result, or what it raises, comes with the future."""
+        future: Future[T] = Future()
+        with self._submitting:
+            if self._closed:
+                raise TinkerError("the ServiceClient is closed; make a new one")
+            self._jobs.put((job, future))
+        return future
+
+    def add_sampler(self, sampler: Sampler) -> None:
+        """Let a sampler take its turns. To be called in the worker's thread."""
+        self._samplers.append(sampler)
+
+    def close(self, finish: bool) -> None:
+        """End the thread: after all that was asked if `finish`, else after the job at hand.
+
+        What is left undone is cancelled. Returns when the thread has ended, unless called in that thread.
+        """
+        with self._submitting:
+            self._closed = True
+            self._dropping = self._dropping or not finish
+        if threading.current_thread() is not self.thread:
+            self._jobs.put(None)  # wakes it
+            self.thread.join()
+
+    def _run(self) -> None:
+        while not self._dropping and not (self._closed and self._jobs.empty() and not self._busy()):
+            turn = time.monotonic() + TURN
+            while (job := self._next()) is not None:
+                _run_job(*job)
+                del job  # it may hold the last reference to the client whose end closes this worker
+                if self._dropping or time.monotonic() > turn:
+                    break
+            if not self._dropping:
+                for sampler in self._busy():
+                    sampler.step()
+            self._close_with_program()
+        self._drop()
+
+    def _next(self) -> tuple[Callable[[], Any], "Future[Any]"] | None:
+        """The next job, waited for only while there is nothing to sample; None after a while without any."""
+        with suppress(Empty):
+            return self._jobs.get(block=not self._busy(), timeout=LOOK_UP)
+        return None
+
+    def _drop(self) -> None:
+        """Cancel what is left, and tell those who wait for it."""
+        while not self._jobs.empty():
+            _, future = self._jobs.get() or (None, Future())
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        for sampler in self._samplers:
+            sampler.cancel_all()
+
+    def _busy(self) -> list[Sampler]:
+        return [sampler for sampler in self._samplers if sampler.busy]
+
+    def _close_with_program(self) -> None:
+        if not (self._dropping or threading.main_thread().is_alive()):
+            # In an interactive session an error does not end the program, and its end is not an error.
+            failed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+            self.close(finish=not failed)
+
+
+def _run_job(job: Callable[[], Any], future: "Future[Any]") -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = job()
+    except BaseException as error:  # whatever it was, whoever asked must hear of it
+        future.set_exception(error)
+    else:
+        future.set_result(result)

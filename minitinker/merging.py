@@ -1,0 +1,21 @@
+"""From a trained adapter to a model that any library loads."""
+
+from pathlib import Path
+
+from .backend import storage_folder
+from .engine.checkpoints import CheckpointStore, merge_checkpoint
+
+
+def merge(checkpoint: str | Path, folder: str | Path, dtype: str | None = None) -> Path:
+    """Write base model plus adapter, W + (alpha / rank) B A, as a new Hugging Face folder.
+
+    Args:
+        checkpoint: a tinker:// path, or a folder with an adapter in PEFT's format.
+        folder: where to write; it must not exist or be empty.
+        dtype: "float32" or "bfloat16"; None is the base model's own.
+
+    A tied head that was adapted is written untied. Returns the folder.
+    """
+    path = str(checkpoint)
+    adapter = CheckpointStore(storage_folder()).find(path) if path.startswith("tinker://") else Path(path)
+    return merge_checkpoint(adapter, Path(folder), dtype)
