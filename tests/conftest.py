@@ -1,0 +1,33 @@
+"""Fixtures of the tests that go through clients."""
+
+import threading
+
+import pytest
+from small_clients import model
+
+from minitinker import ServiceClient
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """A ServiceClient for the tests of one file, with its own storage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINITINKER_HOME", str(tmp_path_factory.mktemp("home")))
+        service = ServiceClient()
+    yield service
+    service.close("errored")
+
+
+@pytest.fixture
+def client(service):
+    """A new TrainingClient."""
+    return service.create_lora_training_client(model(), rank=4, seed=0)
+
+
+@pytest.fixture
+def held(service):
+    """An event that the worker's thread waits for, so that what a test asks for stays in the queue."""
+    go_on = threading.Event()
+    service._session.submit(go_on.wait)
+    yield go_on
+    go_on.set()

@@ -1,0 +1,307 @@
+from concurrent.futures import Future, wait
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import VOCAB, make_model, make_trainer, to_peft
+
+from minitinker import reference
+from minitinker.engine.sampler import Sampler, SampleRequest, Uniforms
+from minitinker.engine.stopping import StopRule
+from minitinker.model import transformer
+from minitinker.model.weights import load_base_model
+
+NEVER = StopRule(frozenset(), (), str)
+CONTEXT = 256
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The base as our BaseModel and as transformers has it."""
+    folder, torch_model = make_model()
+    return load_base_model(str(folder)), torch_model
+
+
+@pytest.fixture(scope="module")
+def snapshots(model):
+    """Adapters of different rank on different linears, and the base model itself."""
+    base, _ = model
+    trainers = [
+        make_trainer(base, rank=4, spread=0.08),
+        make_trainer(base, rank=1, spread=0.08, seed=1, train_attn=False),
+        make_trainer(base, rank=7, spread=0.08, seed=2, train_mlp=False, train_unembed=False),
+        make_trainer(base, rank=4, spread=0.08, seed=3),
+    ]
+    return [*(trainer.snapshot() for trainer in trainers), None]
+
+
+@pytest.fixture
+def sampler(model):
+    return Sampler(reference, model[0])
+
+
+def request(prompt=(5, 6, 7), samples=1, **fields):
+    given_fields = {"snapshot": None, "stop": NEVER, "max_tokens": 12, "seed": 1} | fields
+    return SampleRequest(np.array(prompt, np.int64), samples, future=Future(), **given_fields)
+
+
+def finish(sampler, *requests):
+    """Step to the end."""
+    while sampler.busy:
+        sampler.step()
+    return [one.future.result(timeout=0) for one in requests]
+
+
+def answers(sampler, *requests):
+    """Add them all and step to the end."""
+    for one in requests:
+        sampler.add(one)
+    return finish(sampler, *requests)
+
+
+def answer(sampler, *args, **fields):
+    return answers(sampler, request(*args, **fields))[0]
+
+
+def tokens(response):
+    return [sequence.tokens for sequence in response.sequences]
+
+
+def assert_same(actual, expected):
+    """The same tokens; the same logprobs, up to the order of a sum, which depends on the shapes of a batch."""
+    assert tokens(actual) == tokens(expected)
+    for one, other in zip(actual.sequences, expected.sequences, strict=True):
+        assert one.stop_reason == other.stop_reason
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    assert (actual.prompt_logprobs is None) == (expected.prompt_logprobs is None)
+    if actual.prompt_logprobs:
+        np.testing.assert_allclose(actual.prompt_logprobs_np, expected.prompt_logprobs_np, atol=1e-5)
+    assert (actual.topk_prompt_logprobs is None) == (expected.topk_prompt_logprobs is None)
+    for one, other in zip(
+        actual.topk_prompt_logprobs or [], expected.topk_prompt_logprobs or [], strict=True
+    ):
+        assert (one is None) == (other is None)
+        for (token, logprob), (other_token, other_logprob) in zip(one or [], other or [], strict=True):
+            assert token == other_token
+            assert logprob == pytest.approx(other_logprob, abs=1e-5)
+
+
+def rows(sampler):
+    """Rows of the sampler's arena."""
+    return len(sampler._arena.cache.keys[0])
+
+
+# Random numbers
+
+
+@given(seed=st.integers(-(2**63), 2**64 - 1), sample=st.integers(0, 2**32), position=st.integers(0, 200))
+def test_the_uniform_of_a_position_is_philox_with_key_seed_and_sample_at_that_counter(seed, sample, position):
+    uniforms = Uniforms(seed, sample)
+    for _ in range(position):
+        uniforms.next()
+    philox = np.random.Philox(key=np.array([seed % 2**64, sample], np.uint64), counter=[position, 0, 0, 0])
+    assert uniforms.next() == np.random.Generator(philox).random()
+
+
+def test_tokens_are_what_the_documented_law_draws_from_transformers_logits(model, sampler):
+    temperature, seed, prompt = 0.8, 11, [3, 200, 17]
+    response = answer(sampler, prompt, samples=3, seed=seed, temperature=temperature, max_tokens=10)
+    for j, sequence in enumerate(response.sequences):
+        with torch.no_grad():
+            logits = model[1](torch.tensor([prompt + sequence.tokens])).logits[0].double().numpy()
+        for t, token in enumerate(sequence.tokens):
+            z = logits[len(prompt) - 1 + t] / temperature
+            p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+            philox = np.random.Philox(key=[seed, j], counter=[t, 0, 0, 0])
+            u = np.random.Generator(philox).random()
+            assert token == int((p.cumsum() > u * p.sum()).argmax())
+            assert sequence.logprobs[t] == pytest.approx(np.log(p[token]), abs=1e-4)
+
+
+def test_a_seed_repeats_its_samples_and_others_differ(sampler):
+    first, again, other = (answer(sampler, samples=3, seed=seed) for seed in (4, 4, 5))
+    assert_same(again, first)
+    assert all(a != b for a, b in zip(tokens(first), tokens(other), strict=True))
+    assert len({tuple(sequence) for sequence in tokens(first)}) == 3
+
+
+def test_sample_j_does_not_depend_on_how_many_are_drawn(sampler):
+    few, many = answer(sampler, samples=2), answer(sampler, samples=9)
+    assert tokens(many)[:2] == tokens(few)
+
+
+def test_without_a_seed_no_two_requests_draw_the_same(sampler):
+    first, second = answers(sampler, request(seed=None), request(seed=None))
+    assert tokens(first) != tokens(second)
+
+
+# Batches
+
+
+def test_a_request_gets_the_same_alone_and_among_others_with_other_adapters(
+    model, sampler, snapshots, monkeypatch
+):
+    monkeypatch.setattr(transformer, "HEAD_BYTES", 3 * 4 * VOCAB)  # three rows go through the head at once
+    rng = np.random.default_rng(0)
+
+    asked = [
+        {
+            "prompt": rng.integers(0, VOCAB, 1 + 5 * i % 23),
+            "samples": 1 + i % 3,
+            "snapshot": snapshots[i % len(snapshots)],
+            "seed": i,
+            "max_tokens": 3 + 7 * i % 20,
+            "temperature": [1.0, 0.0, 0.7][i % 3],
+            "top_k": [-1, 5][i % 2],
+            "top_p": [1.0, 0.9][i // 2 % 2],
+            "prompt_logprobs": i % 2 == 0,
+            "top_prompt_logprobs": i % 4,
+        }
+        for i in range(15)
+    ]
+    alone = [answer(Sampler(reference, model[0]), **fields) for fields in asked]
+    requests = [request(**fields) for fields in asked]
+    for one in requests[:8]:
+        sampler.add(one)
+    for one in requests[8:]:  # these join one by one, while others are halfway
+        sampler.step()
+        sampler.add(one)
+    finish(sampler)
+    for one, expected in zip(requests, alone, strict=True):
+        assert_same(one.future.result(timeout=0), expected)
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_greedy_tokens_equal_those_of_transformers_with_peft(model, sampler, snapshots, which):
+    _, torch_model = model
+    snapshot, prompt = snapshots[which], [9, 8, 7, 100]
+    if snapshot is not None:
+        torch_model = to_peft(torch_model, snapshot.spec, snapshot.flat)
+    generated = torch_model.generate(
+        input_ids=torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=20,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    response = answer(sampler, prompt, snapshot=snapshot, temperature=0.0, max_tokens=20)
+    assert tokens(response) == [generated[0, len(prompt) :].tolist()]
+
+
+def test_a_sequence_may_outgrow_its_region_beside_others(model, sampler):
+    short = [request((i,), max_tokens=10, seed=i) for i in range(3)]
+    long = request((1, 2), max_tokens=CONTEXT - 2, seed=9, samples=2)
+    answers(sampler, *short, long)
+    whole = tokens(long.future.result(timeout=0))
+    for j in range(2):
+        with torch.no_grad():
+            logits = model[1](torch.tensor([[1, 2, *whole[j]]])).logits[0].double()
+        expected = torch.log_softmax(logits, -1)[1:-1].gather(-1, torch.tensor(whole[j])[:, None])[:, 0]
+        actual = long.future.result(timeout=0).sequences[j].logprobs
+        np.testing.assert_allclose(actual, expected.numpy(), atol=1e-4)
+
+
+# Ends
+
+
+def test_a_sample_ends_with_what_stopped_it_or_at_max_tokens(sampler):
+    free = answer(sampler, max_tokens=12).sequences[0]
+    assert free.stop_reason == "length"
+    stop = StopRule(frozenset({free.tokens[4]}), (), str)
+    at = free.tokens.index(free.tokens[4])
+    stopped = answer(sampler, max_tokens=12, stop=stop).sequences[0]
+    assert stopped.stop_reason == "stop"
+    assert stopped.tokens == free.tokens[: at + 1]
+    assert stopped.logprobs == pytest.approx(free.logprobs[: at + 1], abs=1e-5)
+    just = answer(sampler, max_tokens=at + 1, stop=stop).sequences[0]
+    assert just.stop_reason == "stop"
+
+
+def test_each_sequence_has_an_id_of_its_own(sampler):
+    responses = answers(sampler, request(samples=3), request(samples=2))
+    ids = [sequence.sequence_id for response in responses for sequence in response.sequences]
+    assert len(set(ids)) == 5
+
+
+def test_a_request_of_no_samples_is_about_its_prompt_alone(sampler):
+    asked = {"samples": 0, "max_tokens": 0, "prompt_logprobs": True, "top_prompt_logprobs": 2}
+    response = answer(sampler, (1, 2, 3), **asked)
+    assert response.sequences == []
+    assert len(response.prompt_logprobs) == len(response.topk_prompt_logprobs) == 3
+
+
+# What goes wrong
+
+
+def test_a_cancelled_request_gives_up_its_place_and_the_others_go_on(sampler):
+    expected = answer(sampler, seed=3)
+    sizes = set()
+    for _ in range(5):
+        kept, dropped, waiting = request(seed=3), request(range(200), samples=4, max_tokens=50), request()
+        sampler.add(kept)
+        sampler.add(dropped)
+        sampler.step()
+        sampler.step()
+        sampler.add(waiting)
+        assert dropped.future.cancel()
+        assert waiting.future.cancel()
+        sampler.step()
+        assert not wait([dropped.future, waiting.future], timeout=0).not_done
+        assert_same(finish(sampler, kept)[0], expected)
+        sizes.add(rows(sampler))
+    assert len(sizes) == 1
+
+
+def test_cancelling_everything_leaves_nothing_to_do(sampler):
+    running, waiting = request(samples=2), request()
+    sampler.add(running)
+    sampler.step()
+    sampler.add(waiting)
+    sampler.cancel_all()
+    assert not sampler.busy
+    assert not wait([running.future, waiting.future], timeout=0).not_done
+    assert running.future.cancelled()
+    assert waiting.future.cancelled()
+
+
+def test_an_error_in_a_step_answers_everyone_in_it_and_the_sampler_lives_on(model):
+    ops = SimpleNamespace(**vars(reference))
+    sampler = Sampler(ops, model[0])
+    expected = answer(sampler, samples=2)
+    running, cancelled, new = request(max_tokens=50, samples=2), request(), request()
+    for one in (running, cancelled):
+        sampler.add(one)
+    sampler.step()
+    sampler.add(new)
+    cancelled.future.cancel()
+    ops.sample = lambda *_: 1 / 0
+    sampler.step()
+    for one in (running, new):
+        with pytest.raises(ZeroDivisionError):
+            one.future.result(timeout=0)
+    assert not sampler.busy
+    ops.sample = reference.sample
+    assert_same(answer(sampler, samples=2), expected)
+
+
+def test_an_error_before_the_first_step_of_a_request_is_its_answer(sampler, monkeypatch):
+    def no_room(rows):
+        raise MemoryError(f"no room for {rows} rows")
+
+    monkeypatch.setattr(sampler._arena, "allocate", no_room)
+    refused = request()
+    sampler.add(refused)
+    sampler.step()
+    with pytest.raises(MemoryError, match="no room for 15 rows"):
+        refused.future.result(timeout=0)
+    assert len(tokens(answer(sampler))[0]) == 12
+
+
+def test_a_sampler_with_nothing_to_do_does_nothing(sampler):
+    assert not sampler.busy
+    sampler.step()
+    assert not sampler.busy

@@ -1,0 +1,184 @@
+import threading
+import time
+import weakref
+from concurrent.futures import CancelledError, wait
+
+import pytest
+
+from minitinker.engine.worker import Worker
+from minitinker.errors import TinkerError
+
+
+@pytest.fixture
+def worker():
+    worker = Worker()
+    yield worker
+    worker.close(finish=False)
+
+
+@pytest.fixture
+def held(worker):
+    """An event that the worker's thread waits for, so that what a test submits stays in the queue."""
+    go_on = threading.Event()
+    worker.submit(go_on.wait)
+    yield go_on
+    go_on.set()
+
+
+class CountingSampler:
+    """Is busy for so many steps, and writes them down."""
+
+    def __init__(self, steps, log):
+        self.left, self.log, self.cancelled = steps, log, False
+
+    @property
+    def busy(self):
+        return self.left > 0
+
+    def step(self):
+        self.left -= 1
+        self.log.append("step")
+
+    def cancel_all(self):
+        self.cancelled, self.left = True, 0
+
+
+def test_jobs_run_in_the_order_they_were_asked_for(worker):
+    log = []
+    for i in range(100):
+        last = worker.submit(lambda i=i: log.append(i))
+    last.result(timeout=10)
+    assert log == list(range(100))
+
+
+def test_all_jobs_run_in_the_one_thread(worker):
+    threads = {worker.submit(threading.current_thread).result(timeout=10) for _ in range(3)}
+    assert threads == {worker.thread}
+
+
+def test_submitting_does_not_wait(worker, held):
+    future = worker.submit(lambda: 1)
+    assert not future.done()
+    held.set()
+    assert future.result(timeout=10) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), SystemExit(3), KeyboardInterrupt()])
+def test_whatever_a_job_raises_reaches_who_asked_and_the_next_job_runs(worker, error):
+    def job():
+        raise error
+
+    failed, after = worker.submit(job), worker.submit(lambda: "ran")
+    assert failed.exception(timeout=10) is error
+    assert after.result(timeout=10) == "ran"
+
+
+def test_a_cancelled_job_does_not_run(worker, held):
+    log = []
+    future = worker.submit(lambda: log.append(1))
+    assert future.cancel()
+    held.set()
+    assert wait([future], timeout=10).done
+    assert worker.submit(lambda: list(log)).result(timeout=10) == []
+
+
+def test_jobs_and_samplers_take_turns(worker, held):
+    log = []
+    worker.add_sampler(CountingSampler(3, log))
+    for _ in range(5):
+        last = worker.submit(lambda: log.append("job"))
+    held.set()
+    last.result(timeout=10)
+    assert log == ["step", "job", "step", "job", "step", "job", "job", "job"]
+
+
+def test_closing_finishes_the_jobs_and_the_samples(worker, held):
+    log = []
+    sampler = CountingSampler(50, log)
+    worker.submit(lambda: worker.add_sampler(sampler))
+    future = worker.submit(lambda: 7)
+    threading.Timer(0.05, held.set).start()
+    worker.close(finish=True)
+    assert future.result(timeout=0) == 7
+    assert len(log) == 50
+    assert not worker.thread.is_alive()
+
+
+def test_dropping_cancels_what_has_not_begun_and_tells_those_who_wait(worker, held):
+    sampler = CountingSampler(10**9, [])
+    worker.add_sampler(sampler)
+    futures = [worker.submit(lambda: 7) for _ in range(3)]
+    futures[1].cancel()
+    threading.Timer(0.05, held.set).start()
+    worker.close(finish=False)
+    assert not wait(futures, timeout=0).not_done
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result(timeout=0)
+    assert sampler.cancelled
+    assert not worker.thread.is_alive()
+
+
+def test_what_the_last_job_adds_to_a_sampler_is_dropped_too(worker, held):
+    sampler = CountingSampler(0, [])
+    worker.add_sampler(sampler)
+    begun = threading.Event()
+
+    def add():
+        begun.set()
+        while not worker._dropping:
+            time.sleep(0.001)
+        sampler.left = 10**9
+
+    worker.submit(add)
+    held.set()
+    assert begun.wait(timeout=10)
+    worker.close(finish=False)
+    assert sampler.cancelled
+
+
+def test_a_closing_that_finishes_may_still_be_cut_short(worker, held):
+    sampler = CountingSampler(10**9, [])
+    worker.add_sampler(sampler)
+    held.set()
+    finishing = threading.Thread(target=worker.close, kwargs={"finish": True})
+    finishing.start()
+    worker.close(finish=False)
+    finishing.join(timeout=10)
+    assert not finishing.is_alive()
+
+
+def test_a_closed_worker_takes_no_jobs(worker):
+    worker.close(finish=True)
+    with pytest.raises(TinkerError, match="closed; make a new one"):
+        worker.submit(lambda: None)
+
+
+def test_closing_twice_changes_nothing(worker):
+    worker.close(finish=True)
+    worker.close(finish=True)
+    worker.close(finish=False)
+
+
+def test_a_job_may_close_its_own_worker(worker):
+    def close():
+        worker.close(finish=True)
+        return "closed"
+
+    first, second = worker.submit(close), worker.submit(lambda: "ran")
+    assert first.result(timeout=10) == "closed"
+    assert second.result(timeout=10) == "ran"
+    worker.thread.join(timeout=10)
+    assert not worker.thread.is_alive()
+
+
+def test_a_job_and_its_result_are_let_go_when_it_is_done(worker):
+    class Heavy:
+        pass
+
+    heavy = Heavy()
+    gone = threading.Event()
+    weakref.finalize(heavy, gone.set)
+    worker.submit(lambda heavy=heavy: heavy).result(timeout=10)
+    del heavy
+    assert gone.wait(timeout=10)
