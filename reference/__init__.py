@@ -14,6 +14,7 @@ from .attention import attention_backward, attention_forward
 from .embedding import embedding
 from .logprob import logprob_backward, logprob_forward
 from .lora_linear import lora_linear_backward, lora_linear_forward
+from .memory import keep_freed_memory
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_frequencies, rope_table
 from .sample import sample
@@ -27,6 +28,7 @@ __all__ = [
     "attention_forward",
     "embedding",
     "global_norm",
+    "keep_freed_memory",
     "logprob_backward",
     "logprob_forward",
     "lora_linear_backward",

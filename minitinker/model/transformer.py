@@ -20,7 +20,7 @@ from .config import ModelConfig
 from .packing import Packed
 
 Array = Any  # an array of the backend: NumPy's or torch's
-HEAD_BYTES = 32 << 20  # logits at once
+HEAD_BYTES = 16 << 20  # logits at once
 Grads = dict[str, tuple[Array, Array]]  # module name -> gradients of A and B, in the stacked shapes
 
 
