@@ -2,8 +2,8 @@
 
 from pathlib import Path as _Path
 
-from . import types
-from .errors import (
+from minitinker import types
+from minitinker.errors import (
     APIConnectionError,
     APIError,
     APIResponseValidationError,
@@ -21,12 +21,12 @@ from .errors import (
     TinkerError,
     UnprocessableEntityError,
 )
-from .futures import APIFuture
-from .merging import merge
-from .sampling_client import SamplingClient
-from .service_client import ServiceClient
-from .training_client import TrainingClient
-from .types import (
+from minitinker.futures import APIFuture
+from minitinker.merging import merge
+from minitinker.sampling_client import SamplingClient
+from minitinker.service_client import ServiceClient
+from minitinker.training_client import TrainingClient
+from minitinker.types import (
     AdamParams,
     Checkpoint,
     CheckpointType,

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from .errors import BadRequestError
+from minitinker.errors import BadRequestError
 
 BACKENDS = ("reference",)
 

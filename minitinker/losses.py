@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BadRequestError
-from .types import Datum
+from minitinker.errors import BadRequestError
+from minitinker.types import Datum
 
 Array = NDArray[np.float64]
 Inputs = Mapping[str, Array]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from .backend import storage_folder
-from .engine.checkpoints import CheckpointStore, merge_checkpoint
+from minitinker.backend import storage_folder
+from minitinker.engine.checkpoints import CheckpointStore, merge_checkpoint
 
 
 def merge(checkpoint: str | Path, folder: str | Path, dtype: str | None = None) -> Path:

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine.sampler import SampleRequest
-from .engine.session import Session
-from .engine.stopping import StopRule, stop_rule
-from .engine.trainer import Snapshot
-from .errors import BadRequestError
-from .futures import APIFuture, ClientFuture
-from .model.config import ModelConfig
-from .model.tokenizer import Tokenizer
-from .model.weights import BaseModel
-from .types import ModelInput, SampleResponse, SamplingParams
+from minitinker.engine.sampler import SampleRequest
+from minitinker.engine.session import Session
+from minitinker.engine.stopping import StopRule, stop_rule
+from minitinker.engine.trainer import Snapshot
+from minitinker.errors import BadRequestError
+from minitinker.futures import APIFuture, ClientFuture
+from minitinker.model.config import ModelConfig
+from minitinker.model.tokenizer import Tokenizer
+from minitinker.model.weights import BaseModel
+from minitinker.types import ModelInput, SampleResponse, SamplingParams
 
 if TYPE_CHECKING:
-    from .training_client import Run
+    from minitinker.training_client import Run
 
 
 @dataclass(frozen=True)

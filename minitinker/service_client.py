@@ -3,17 +3,17 @@
 import uuid
 from typing import Literal
 
-from .backend import load_backend, storage_folder
-from .engine.checkpoints import SavedState
-from .engine.session import Session
-from .engine.trainer import Trainer
-from .errors import BadRequestError
-from .model.adapter import AdapterSpec, adapter_spec
-from .model.config import read_config
-from .model.weights import EMBEDDED_MODEL, find_model
-from .sampling_client import SamplingClient
-from .training_client import Run, TrainingClient, restore
-from .types import GetServerCapabilitiesResponse, SupportedModel
+from minitinker.backend import load_backend, storage_folder
+from minitinker.engine.checkpoints import SavedState
+from minitinker.engine.session import Session
+from minitinker.engine.trainer import Trainer
+from minitinker.errors import BadRequestError
+from minitinker.model.adapter import AdapterSpec, adapter_spec
+from minitinker.model.config import read_config
+from minitinker.model.weights import EMBEDDED_MODEL, find_model
+from minitinker.sampling_client import SamplingClient
+from minitinker.training_client import Run, TrainingClient, restore
+from minitinker.types import GetServerCapabilitiesResponse, SupportedModel
 
 
 class ServiceClient:

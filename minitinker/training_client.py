@@ -5,15 +5,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .engine.checkpoints import SavedState
-from .engine.session import Session
-from .engine.trainer import CustomLoss, Trainer
-from .errors import BadRequestError, TinkerError
-from .futures import APIFuture, ClientFuture
-from .model.tokenizer import Tokenizer
-from .model.weights import lasting_name
-from .sampling_client import SamplingClient
-from .types import (
+from minitinker.engine.checkpoints import SavedState
+from minitinker.engine.session import Session
+from minitinker.engine.trainer import CustomLoss, Trainer
+from minitinker.errors import BadRequestError, TinkerError
+from minitinker.futures import APIFuture, ClientFuture
+from minitinker.model.tokenizer import Tokenizer
+from minitinker.model.weights import lasting_name
+from minitinker.sampling_client import SamplingClient
+from minitinker.types import (
     AdamParams,
     Datum,
     ForwardBackwardOutput,

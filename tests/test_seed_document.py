@@ -23,7 +23,7 @@ LOSS = r"Loss: (\d+\.\d+)\n"
 def checkpoint(service):
     """The run and the checkpoint of the document's paths, after two steps of training."""
     client = service.create_lora_training_client(BASE_MODEL, seed=1)
-    train(client)
+    train(client, learning_rate=1e-3)
     path = client.save_state("checkpoint-001").result().path
     home = service._session.store.root
     saved(home, path).parent.parent.rename(home / "run-id")

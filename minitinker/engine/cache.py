@@ -3,8 +3,8 @@
 from types import ModuleType
 from typing import Any
 
-from ..model.config import ModelConfig
-from ..model.transformer import KVCache
+from minitinker.model.config import ModelConfig
+from minitinker.model.transformer import KVCache
 
 FIRST_ROWS = 1024
 

@@ -9,12 +9,12 @@ A checkpoint appears whole or not at all.
 from collections.abc import Collection
 from pathlib import Path
 
-from ..errors import APIError, BadRequestError, ConflictError, NotFoundError
-from ..model.export import merge_adapter
-from ..model.files import OLD, present, written_aside
-from ..model.weights import load_base_model
-from ..types import ParsedCheckpointTinkerPath
-from .saved_state import KINDS, Kind, SavedState, read_state, write_state
+from minitinker.engine.saved_state import KINDS, Kind, SavedState, read_state, write_state
+from minitinker.errors import APIError, BadRequestError, ConflictError, NotFoundError
+from minitinker.model.export import merge_adapter
+from minitinker.model.files import OLD, present, written_aside
+from minitinker.model.weights import load_base_model
+from minitinker.types import ParsedCheckpointTinkerPath
 
 __all__ = ["CheckpointStore", "SavedState", "check_name", "merge_checkpoint"]
 

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.adapter import views
-from ..model.packing import pack_for_cache
-from ..model.transformer import Network, hidden_states, logits_forward, target_logprobs, top_logprobs
-from ..model.weights import BaseModel
-from ..types import SampledSequence, SampleResponse
-from .cache import Arena
-from .stopping import StopRule
-from .trainer import Snapshot
+from minitinker.engine.cache import Arena
+from minitinker.engine.stopping import StopRule
+from minitinker.engine.trainer import Snapshot
+from minitinker.model.adapter import views
+from minitinker.model.packing import pack_for_cache
+from minitinker.model.transformer import Network, hidden_states, logits_forward, target_logprobs, top_logprobs
+from minitinker.model.weights import BaseModel
+from minitinker.types import SampledSequence, SampleResponse
 
 Array = Any
 

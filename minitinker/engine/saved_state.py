@@ -17,10 +17,10 @@ from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 
-from ..errors import BadRequestError, NotFoundError
-from ..model.adapter import AdapterSpec, views
-from ..model.config import read_json_object
-from ..model.tensor_files import Float32Array, check_tensors, read_header, read_tensor, write_tensors
+from minitinker.errors import BadRequestError, NotFoundError
+from minitinker.model.adapter import AdapterSpec, views
+from minitinker.model.config import read_json_object
+from minitinker.model.tensor_files import Float32Array, check_tensors, read_header, read_tensor, write_tensors
 
 Kind = Literal["weights", "sampler_weights"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

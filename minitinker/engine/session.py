@@ -6,12 +6,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from ..futures import APIFuture
-from ..model.tokenizer import Tokenizer
-from ..model.weights import BaseModel, load_base_model
-from .checkpoints import CheckpointStore
-from .sampler import Sampler
-from .worker import Worker
+from minitinker.engine.checkpoints import CheckpointStore
+from minitinker.engine.sampler import Sampler
+from minitinker.engine.worker import Worker
+from minitinker.futures import APIFuture
+from minitinker.model.tokenizer import Tokenizer
+from minitinker.model.weights import BaseModel, load_base_model
 
 T = TypeVar("T")
 

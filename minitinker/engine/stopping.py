@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import BadRequestError
+from minitinker.errors import BadRequestError
 
 Decode = Callable[[Sequence[int]], str]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BadRequestError
-from ..losses import Config, Example, Loss, check_data, find_loss
-from ..model.adapter import AdapterSpec, initial_weights, views
-from ..model.packing import micro_batches, pack
-from ..model.transformer import (
+from minitinker.errors import BadRequestError
+from minitinker.losses import Config, Example, Loss, check_data, find_loss
+from minitinker.model.adapter import AdapterSpec, initial_weights, views
+from minitinker.model.packing import micro_batches, pack
+from minitinker.model.transformer import (
     Network,
     head_chunks,
     hidden_states,
@@ -24,8 +24,8 @@ from ..model.transformer import (
     logits_backward,
     logits_forward,
 )
-from ..model.weights import BaseModel
-from ..types import AdamParams, Datum, ForwardBackwardOutput, TensorData
+from minitinker.model.weights import BaseModel
+from minitinker.types import AdamParams, Datum, ForwardBackwardOutput, TensorData
 
 Array = Any
 CustomLoss = Callable[[list[Datum], list[Any]], tuple[Any, Mapping[str, float]]]

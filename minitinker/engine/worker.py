@@ -10,8 +10,8 @@ from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from ..errors import TinkerError
-from .sampler import Sampler
+from minitinker.engine.sampler import Sampler
+from minitinker.errors import TinkerError
 
 # Once the main thread has ended this module can no longer be imported, and work that is finished then may
 # be the first to import what needs it (torch for a custom loss, the hub's client for a model).

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BadRequestError
-from .config import ModelConfig, linear_shapes
+from minitinker.errors import BadRequestError
+from minitinker.model.config import ModelConfig, linear_shapes
 
 Array = NDArray[np.float32]
 

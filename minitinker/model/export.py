@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import BadRequestError
-from .adapter import AdapterSpec, views
-from .config import linear_shapes, read_config, read_json_object, tensor_shapes
-from .files import written_aside
-from .tensor_files import Float32Array, Shape, Stored, check_tensors, write_tensors
-from .weights import SIDE_FILES, SINGLE_FILE, BaseModel
+from minitinker.errors import BadRequestError
+from minitinker.model.adapter import AdapterSpec, views
+from minitinker.model.config import linear_shapes, read_config, read_json_object, tensor_shapes
+from minitinker.model.files import written_aside
+from minitinker.model.tensor_files import Float32Array, Shape, Stored, check_tensors, write_tensors
+from minitinker.model.weights import SIDE_FILES, SINGLE_FILE, BaseModel
 
 DTYPES = ("float32", "bfloat16")
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ConflictError
+from minitinker.errors import ConflictError
 
 ASIDE, OLD = ".new-", ".old-"  # how the names of folders begin that are on their way in, and out
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from ..errors import BadRequestError
+from minitinker.errors import BadRequestError
 
 _STORED_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16: its bits
 _BLOCK = 1 << 16  # numbers converted at a time, so that the temporaries stay in cache

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .config import ModelConfig
-from .packing import Packed
+from minitinker.model.config import ModelConfig
+from minitinker.model.packing import Packed
 
 Array = Any  # an array of the backend: NumPy's or torch's
 HEAD_BYTES = 16 << 20  # logits at once
