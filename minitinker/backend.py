@@ -27,4 +27,4 @@ def load_backend(name: str | None = None) -> ModuleType:
 def storage_folder() -> Path:
     """Where checkpoints live: $MINITINKER_HOME, else ~/.minitinker."""
     home = os.environ.get("MINITINKER_HOME")
-    return Path(home) if home else Path.home() / ".minitinker"
+    return Path(home).expanduser().absolute() if home else Path.home() / ".minitinker"

@@ -15,6 +15,20 @@ T = TypeVar("T")
 _LOOK_UP = 0.2
 
 
+def settle(future: Future[T], result: T | None = None, error: BaseException | None = None) -> None:
+    """Complete a future that is not done yet, unless it was cancelled.
+
+    What its callbacks raise, be it SystemExit, stays with them: the thread that settles goes on.
+    """
+    with contextlib.suppress(BaseException):
+        if not (future.running() or future.set_running_or_notify_cancel()):
+            return
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+
+
 class APIFuture(Generic[T]):
     """The result of a call, of type T, that may not be there yet.
 
@@ -35,6 +49,7 @@ class APIFuture(Generic[T]):
     def __init__(self, future: Future[T], worker: threading.Thread | None = None) -> None:
         self._future = future
         self._worker = worker
+        self.failure_seen = False  # whether someone who asked for the result was told that the work failed
 
     def result(self, timeout: float | None = None) -> T:
         """Wait for the result, at most `timeout` seconds (None: as long as it takes).
@@ -49,7 +64,7 @@ class APIFuture(Generic[T]):
             if left <= 0:
                 raise TimeoutError(_too_late(timeout))
             wait([self._future], min(left, _LOOK_UP))
-        return self._future.result()
+        return self._outcome()
 
     async def result_async(self, timeout: float | None = None) -> T:
         """Like `result`, without blocking the event loop."""
@@ -60,7 +75,7 @@ class APIFuture(Generic[T]):
                     await self._done_in_this_loop()
             except TimeoutError:
                 raise TimeoutError(_too_late(timeout)) from None
-        return self._future.result()
+        return self._outcome()
 
     def future(self) -> Future[T]:
         """The future underneath, for concurrent.futures.wait, as_completed and callbacks."""
@@ -93,6 +108,13 @@ class APIFuture(Generic[T]):
 
         self._future.add_done_callback(tell_from_worker)
         return done
+
+    def _outcome(self) -> T:
+        try:
+            return self._future.result()
+        except BaseException:
+            self.failure_seen = True
+            raise
 
     def _refuse_to_wait_for_itself(self) -> None:
         if threading.current_thread() is self._worker and not self._future.done():

@@ -36,18 +36,18 @@ def cross_entropy(lp: Array, inputs: Inputs, config: Config) -> tuple[Array, Arr
 
 
 def importance_sampling(lp: Array, inputs: Inputs, config: Config) -> tuple[Array, Array]:
-    r_a = np.exp(lp - inputs["logprobs"]) * inputs["advantages"]
+    r_a = _ratio(lp, inputs) * inputs["advantages"]
     return -r_a, -r_a
 
 
 def ppo(lp: Array, inputs: Inputs, config: Config) -> tuple[Array, Array]:
-    r, a = np.exp(lp - inputs["logprobs"]), inputs["advantages"]
+    r, a = _ratio(lp, inputs), inputs["advantages"]
     clipped = np.clip(r, config["clip_low_threshold"], config["clip_high_threshold"]) * a
     return -np.minimum(r * a, clipped), np.where(r * a <= clipped, -r * a, 0)
 
 
 def cispo(lp: Array, inputs: Inputs, config: Config) -> tuple[Array, Array]:
-    r, a = np.exp(lp - inputs["logprobs"]), inputs["advantages"]
+    r, a = _ratio(lp, inputs), inputs["advantages"]
     clipped = np.clip(r, config["clip_low_threshold"], config["clip_high_threshold"])
     return -clipped * lp * a, -clipped * a
 
@@ -55,6 +55,11 @@ def cispo(lp: Array, inputs: Inputs, config: Config) -> tuple[Array, Array]:
 def dro(lp: Array, inputs: Inputs, config: Config) -> tuple[Array, Array]:
     a, beta, log_r = inputs["advantages"], config["beta"], lp - inputs["logprobs"]
     return -(lp * a - beta / 2 * log_r**2), -(a - beta * log_r)
+
+
+def _ratio(lp: Array, inputs: Inputs) -> Array:
+    """r; 1 where the advantage is 0 and nothing depends on it, so that a huge one does no harm there."""
+    return np.exp(np.where(inputs["advantages"] == 0, 0, lp - inputs["logprobs"]))
 
 
 @dataclass(frozen=True)

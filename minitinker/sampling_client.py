@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +13,17 @@ from minitinker.engine.session import Session
 from minitinker.engine.stopping import StopRule, stop_rule
 from minitinker.engine.trainer import Snapshot
 from minitinker.errors import BadRequestError
-from minitinker.futures import APIFuture, ClientFuture
+from minitinker.futures import APIFuture, ClientFuture, settle
 from minitinker.model.config import ModelConfig
 from minitinker.model.tokenizer import Tokenizer
-from minitinker.model.weights import BaseModel
+from minitinker.model.weights import BaseModel, lasting_name
 from minitinker.types import ModelInput, SampleResponse, SamplingParams
 
 if TYPE_CHECKING:
     from minitinker.training_client import Run
+
+
+MOST_SAMPLES = 4096  # of one request; they are all drawn side by side
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class SamplingClient(ClientFuture):
     @classmethod
     def from_base(cls, session: Session, base_model: str) -> "SamplingClient":
         """A client on the base model itself."""
-        return cls(session, lambda: _Source(base_model, session.load_base(base_model), None))
+        name = lasting_name(base_model)
+        return cls(session, lambda: _Source(name, session.load_base(name), None))
 
     @classmethod
     def from_path(cls, session: Session, path: str) -> "SamplingClient":
@@ -98,21 +103,27 @@ class SamplingClient(ClientFuture):
         temperature 0 they are untempered. Bad arguments raise BadRequestError when the result is asked for.
         """
         answer: Future[SampleResponse] = Future()
+        tokens = _tokens(prompt)
 
         def begin() -> None:
             source = self._begun()
             config = source.base.config
+            if not isinstance(sampling_params, SamplingParams):
+                given = type(sampling_params).__name__
+                raise BadRequestError(f"sampling_params is a {given}; it must be a SamplingParams")
+            if sampling_params.stop:
+                self.get_tokenizer()  # if there is none, this request says so, and no other
             request = SampleRequest(
-                prompt=_check_prompt(prompt, config, room=1),
-                samples=_check_whole("num_samples", num_samples, 1),
+                prompt=_check_prompt(prompt, tokens, config, room=1),
+                samples=_check_whole("num_samples", num_samples, 1, MOST_SAMPLES),
                 snapshot=source.snapshot,
                 stop=stop_rule(sampling_params.stop, config.eos_token_ids, self._decode, config.vocab_size),
-                max_tokens=_check_max_tokens(sampling_params, prompt, config),
+                max_tokens=_check_max_tokens(sampling_params, len(tokens), config),
                 future=answer,
                 temperature=_check_number("temperature", sampling_params.temperature, 0, np.inf),
                 top_k=_check_whole("top_k", sampling_params.top_k, -1),
                 top_p=_check_number("top_p", sampling_params.top_p, 0, 1, open_below=True),
-                seed=sampling_params.seed,
+                seed=_check_seed(sampling_params.seed),
                 prompt_logprobs=include_prompt_logprobs,
                 top_prompt_logprobs=_check_whole("topk_prompt_logprobs", topk_prompt_logprobs, 0),
             )
@@ -122,13 +133,14 @@ class SamplingClient(ClientFuture):
 
     def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
         """log p of each token of the prompt given those before it, untempered; None for the first."""
+        tokens = _tokens(prompt)
         answer: Future[SampleResponse] = Future()
         logprobs: Future[list[float | None]] = Future()
 
         def begin() -> None:
             source = self._begun()
             request = SampleRequest(
-                prompt=_check_prompt(prompt, source.base.config, room=0),
+                prompt=_check_prompt(prompt, tokens, source.base.config, room=0),
                 samples=0,
                 snapshot=source.snapshot,
                 stop=StopRule(frozenset(), (), self._decode),
@@ -141,13 +153,8 @@ class SamplingClient(ClientFuture):
         def hand_on(done: "Future[SampleResponse]") -> None:
             if done.cancelled():
                 logprobs.cancel()
-            if not logprobs.set_running_or_notify_cancel():
-                return
-            error = done.exception()
-            if error is not None:
-                logprobs.set_exception(error)
-            else:
-                logprobs.set_result(done.result().prompt_logprobs or [])
+            error = None if done.cancelled() else done.exception()
+            settle(logprobs, None if done.cancelled() or error else done.result().prompt_logprobs, error)
 
         answer.add_done_callback(hand_on)
         logprobs.add_done_callback(lambda own: own.cancelled() and answer.cancel())
@@ -201,40 +208,51 @@ class SamplingClient(ClientFuture):
             if job.cancelled():
                 answer.cancel()
                 answer.set_running_or_notify_cancel()
-            elif (error := job.exception()) is not None and answer.set_running_or_notify_cancel():
-                answer.set_exception(error)
+            elif (error := job.exception()) is not None and not answer.done():
+                settle(answer, error=error)
 
         self._session.worker.submit(begin).add_done_callback(tell)
         return APIFuture(answer, self._session.worker.thread)
 
 
-def _check_prompt(prompt: ModelInput, config: ModelConfig, room: int) -> Any:
+def _tokens(prompt: ModelInput) -> Any:
+    """The prompt's tokens as they are now, so that what the caller does to it later changes nothing."""
+    return prompt.to_ints() if isinstance(prompt, ModelInput) else prompt
+
+
+def _check_prompt(prompt: ModelInput, tokens: Any, config: ModelConfig, room: int) -> Any:
     """The prompt's tokens: (tokens,) int64, with `room` tokens of context left."""
     if not isinstance(prompt, ModelInput):
         raise BadRequestError(f"prompt is a {type(prompt).__name__}; it must be a ModelInput")
-    tokens = np.array(prompt.to_ints(), np.int64)
     most = config.max_position_embeddings - room
     if not 1 <= len(tokens) <= most:
         raise BadRequestError(f"the prompt has {len(tokens)} tokens; it must have 1 to {most}")
-    outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
-    if outside.size:
-        raise BadRequestError(
-            f"the prompt holds the token {outside[0]}; the vocabulary is 0 to {config.vocab_size - 1}"
-        )
-    return tokens
+    for token in tokens:
+        if not 0 <= token < config.vocab_size:
+            raise BadRequestError(
+                f"the prompt holds the token {token}; the vocabulary is 0 to {config.vocab_size - 1}"
+            )
+    return np.array(tokens, np.int64)
 
 
-def _check_max_tokens(params: SamplingParams, prompt: ModelInput, config: ModelConfig) -> int:
-    room = config.max_position_embeddings - prompt.length
+def _check_seed(seed: int | None) -> int | None:
+    if seed is not None and not 0 <= seed < 2**64:
+        raise BadRequestError(f"seed is {seed}; it must be at least 0 and below 2^64")
+    return seed
+
+
+def _check_max_tokens(params: SamplingParams, prompt_tokens: int, config: ModelConfig) -> int:
+    room = config.max_position_embeddings - prompt_tokens
     if params.max_tokens is None:
         return room
     return min(room, _check_whole("max_tokens", params.max_tokens, 1))
 
 
-def _check_whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadRequestError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-    return value
+def _check_whole(name: str, value: Any, least: int, most: float = np.inf) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+        right = f"of at least {least}" + (f" and at most {most}" if np.isfinite(most) else "")
+        raise BadRequestError(f"{name} is {value!r}; it must be a whole number {right}")
+    return int(value)
 
 
 def _check_number(name: str, value: float, least: float, most: float, open_below: bool = False) -> float:

@@ -1,16 +1,20 @@
 """ServiceClient: where every script begins."""
 
 import uuid
+from concurrent.futures import Future
+from numbers import Integral
 from typing import Literal
 
 from minitinker.backend import load_backend, storage_folder
+from minitinker.conform import conform
 from minitinker.engine.checkpoints import SavedState
 from minitinker.engine.session import Session
 from minitinker.engine.trainer import Trainer
 from minitinker.errors import BadRequestError
+from minitinker.futures import APIFuture
 from minitinker.model.adapter import AdapterSpec, adapter_spec
 from minitinker.model.config import read_config
-from minitinker.model.weights import EMBEDDED_MODEL, find_model
+from minitinker.model.weights import EMBEDDED_MODEL, find_model, lasting_name
 from minitinker.sampling_client import SamplingClient
 from minitinker.training_client import Run, TrainingClient, restore
 from minitinker.types import GetServerCapabilitiesResponse, SupportedModel
@@ -27,7 +31,7 @@ class ServiceClient:
     """
 
     def __init__(self, user_metadata: dict[str, str] | None = None, *, backend: str | None = None) -> None:
-        self._user_metadata = dict(user_metadata or {})
+        self._user_metadata = _checked(user_metadata)
         self._session = Session(load_backend(backend), storage_folder())
 
     def create_lora_training_client(
@@ -50,10 +54,14 @@ class ServiceClient:
             user_metadata: notes that are saved with the run's checkpoints.
         """
 
+        name, notes = lasting_name(base_model), _checked(user_metadata)
+        if seed is not None and (not isinstance(seed, Integral) or seed < 0):
+            raise BadRequestError(f"seed is {seed!r}; it must be a whole number of at least 0, or None")
+
         def begin() -> Run:
-            base = self._session.load_base(base_model)
+            base = self._session.load_base(name)
             spec = adapter_spec(base.config, rank, train_attn, train_mlp, train_unembed)
-            return self._run(base_model, spec, seed, user_metadata)
+            return self._run(name, spec, seed, notes)
 
         return TrainingClient(self._session, begin)
 
@@ -97,13 +105,18 @@ class ServiceClient:
 
     def close(
         self, status: Literal["success", "errored", "interrupted"] = "success", detail: str | None = None
-    ) -> None:
+    ) -> APIFuture[None]:
         """End the worker: on "success" after all that was asked for, else after the call at hand.
 
         The clients of this service are of no use afterwards. A program that ends without closing does the same
         by itself. detail is for the hosted service's records.
         """
+        if status not in ("success", "errored", "interrupted"):
+            raise BadRequestError(f"status is {status!r}; it must be success, errored or interrupted")
         self._session.worker.close(finish=status == "success")
+        closed: Future[None] = Future()
+        closed.set_result(None)
+        return APIFuture(closed)
 
     async def create_lora_training_client_async(
         self,
@@ -145,17 +158,22 @@ class ServiceClient:
     def _from_state(
         self, path: str, user_metadata: dict[str, str] | None, with_optimizer: bool
     ) -> TrainingClient:
+        notes = _checked(user_metadata)
+
         def begin() -> Run:
             state: SavedState = self._session.store.load(path)
-            run = self._run(state.base_model, state.spec, 0, user_metadata or state.user_metadata)
+            run = self._run(state.base_model, state.spec, 0, notes or state.user_metadata or {})
             restore(run.trainer, state, path, with_optimizer)
             return run
 
         return TrainingClient(self._session, begin)
 
-    def _run(
-        self, base_model: str, spec: AdapterSpec, seed: int | None, user_metadata: dict[str, str] | None
-    ) -> Run:
+    def _run(self, base_model: str, spec: AdapterSpec, seed: int | None, notes: dict[str, str]) -> Run:
         base = self._session.load_base(base_model)
         trainer = Trainer(self._session.ops, base, spec, seed)
-        return Run(uuid.uuid4().hex, base_model, trainer, self._user_metadata | (user_metadata or {}))
+        return Run(uuid.uuid4().hex, base_model, trainer, self._user_metadata | notes)
+
+
+def _checked(user_metadata: dict[str, str] | None) -> dict[str, str]:
+    """A copy of the notes. Raises TypeError if they are not a dict of strings."""
+    return conform(dict[str, str], user_metadata or {}, "user_metadata")  # type: ignore[no-any-return]

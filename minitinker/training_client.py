@@ -1,7 +1,6 @@
 """TrainingClient: train one LoRA adapter, save it, sample from it."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,7 +10,6 @@ from minitinker.engine.trainer import CustomLoss, Trainer
 from minitinker.errors import BadRequestError, TinkerError
 from minitinker.futures import APIFuture, ClientFuture
 from minitinker.model.tokenizer import Tokenizer
-from minitinker.model.weights import lasting_name
 from minitinker.sampling_client import SamplingClient
 from minitinker.types import (
     AdamParams,
@@ -32,7 +30,7 @@ LossFnConfig = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: its id, the base model's name as it was asked for, the trainer, and the user's notes."""
+    """A training run: its id, the base model's lasting name, the trainer, and the user's notes."""
 
     run_id: str
     base_model: str
@@ -52,7 +50,7 @@ class TrainingClient(ClientFuture):
     def __init__(self, session: Session, begin: Callable[[], Run]) -> None:
         self._session = session
         self._run: Run
-        self._since_step: list[Future[ForwardBackwardOutput]] = []
+        self._since_step: list[APIFuture[ForwardBackwardOutput]] = []
 
         def begin_here() -> None:
             self._run = begin()
@@ -83,7 +81,7 @@ class TrainingClient(ClientFuture):
     ) -> APIFuture[ForwardBackwardOutput]:
         """Like `forward`, and adds the gradient to what has added up since the last optim_step.
 
-        If it fails, the gradients are as before, and so does the optim_step that is queued behind it already.
+        If it fails, the gradients are as before, and an optim_step queued behind it fails too.
         """
         items = _items(data)
         return self._ask_for_gradients(
@@ -109,10 +107,13 @@ class TrainingClient(ClientFuture):
         """One step of AdamW with the gradients that have added up, which are zero afterwards.
 
         The result's metrics hold the gradient's norm before clipping, "unclipped_grad_l2:mean". Raises
-        BadRequestError if nothing has added up or a field of adam_params is out of its range, and fails, with
-        the weights as they were, if a forward_backward that was not done when this was called failed.
+        BadRequestError if nothing has added up or a field of adam_params is out of its range. It fails too, with
+        the weights as they were, if a forward_backward since the last optim_step fails of which you cannot have
+        known: one whose error nobody had been told when you called this.
         """
-        awaited = [future for future in self._since_step if not future.done()]
+        if not isinstance(adam_params, AdamParams):
+            raise BadRequestError(f"adam_params is a {type(adam_params).__name__}; it must be an AdamParams")
+        awaited = [answer.future() for answer in self._since_step if not answer.failure_seen]
         self._since_step = []
 
         def step(run: Run) -> OptimStepResponse:
@@ -218,7 +219,7 @@ class TrainingClient(ClientFuture):
         self, job: Callable[[Run], ForwardBackwardOutput]
     ) -> APIFuture[ForwardBackwardOutput]:
         answer = self._ask(job)
-        self._since_step.append(answer.future())
+        self._since_step.append(answer)
         return answer
 
     def _begun(self) -> Run:
@@ -232,7 +233,7 @@ class TrainingClient(ClientFuture):
         state = SavedState(
             spec=trainer.spec,
             flat=ops.to_numpy(trainer.flat),
-            base_model=lasting_name(run.base_model),
+            base_model=run.base_model,
             m=ops.to_numpy(trainer.m) if whole else None,
             v=ops.to_numpy(trainer.v) if whole else None,
             step=trainer.step,
@@ -242,6 +243,10 @@ class TrainingClient(ClientFuture):
 
     def _load(self, run: Run, path: str, with_optimizer: bool) -> LoadWeightsResponse:
         state = self._session.store.load(path)
+        if state.base_model != run.base_model:
+            raise BadRequestError(
+                f"{path} was trained on {state.base_model}, and this run trains {run.base_model}"
+            )
         restore(run.trainer, state, path, with_optimizer)
         return LoadWeightsResponse(path=path, model_id=run.run_id)
 
@@ -282,5 +287,7 @@ def _info(run: Run) -> GetInfoResponse:
 
 
 def _items(data: list[Datum]) -> list[Datum]:
-    """The data as they are now: what the caller does to the list later changes nothing."""
-    return list(data) if isinstance(data, list | tuple) else data
+    """The data as they are now: what the caller does to the list or to a datum's inputs later changes nothing."""
+    if not isinstance(data, list | tuple):
+        return data
+    return [Datum(d.model_input, d.loss_fn_inputs) if isinstance(d, Datum) else d for d in data]

@@ -42,6 +42,10 @@ def attention_forward(
     q_starts, q_lengths, k_starts, k_lengths: (sequences,) int64, rows of q and of k and v; a sequence has at
     least as many keys as queries. Rows of q that belong to no sequence come out as zeros.
     """
+    for i in np.flatnonzero(q_lengths > k_lengths):
+        raise ValueError(
+            f"a sequence has {q_lengths[i]} queries but {k_lengths[i]} keys; it needs as many keys at least"
+        )
     o = np.zeros_like(q)
     lse = np.zeros(q.shape[:2], q.dtype)  # (tokens, heads): L
     single = q_lengths == 1
@@ -117,10 +121,6 @@ def _blocks(
     """(rows of q, rows of k and v that the last of them sees), block by block of each sequence."""
     sequences = zip(q_starts.tolist(), q_lengths.tolist(), k_starts.tolist(), k_lengths.tolist(), strict=True)
     for q_start, queries, k_start, keys in sequences:
-        if queries > keys:
-            raise ValueError(
-                f"a sequence has {queries} queries but {keys} keys; it needs as many keys at least"
-            )
         for first in range(0, queries, QUERY_BLOCK):
             end = min(first + QUERY_BLOCK, queries)
             yield slice(q_start + first, q_start + end), slice(k_start, k_start + keys - queries + end)

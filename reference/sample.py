@@ -22,9 +22,9 @@ def sample(
     top_k < 1 for no limit, top_p in (0, 1]: (rows,) -> tokens: (rows,) int64, logprobs: (rows,).
     """
     greedy = temperature == 0
-    z = logits / np.where(greedy, 1, temperature)[:, None].astype(logits.dtype)
-    z -= z.max(axis=-1, keepdims=True)
-    p = np.exp(z, dtype=np.float64)
+    z = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64)
+    z /= np.where(greedy, 1, temperature)[:, None]
+    p = np.exp(z)
     log_total = np.log(p.sum(axis=-1))
     kept = _cut_to_top_p(_cut_to_top_k(p, top_k), top_p)
     running = kept.cumsum(axis=-1)

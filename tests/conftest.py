@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from small_clients import model
+from small_clients import model, train
 
 from minitinker import ServiceClient
 
@@ -31,3 +31,16 @@ def held(service):
     service._session.submit(go_on.wait)
     yield go_on
     go_on.set()
+
+
+@pytest.fixture
+def base(service):
+    """A SamplingClient on the base model itself."""
+    return service.create_sampling_client(base_model=model())
+
+
+@pytest.fixture
+def trained(client):
+    """A TrainingClient whose weights have moved, and a SamplingClient on them."""
+    train(client)
+    return client, client.save_weights_and_get_sampling_client()

@@ -1,6 +1,6 @@
 """Clients on one tiny random model, and what many tests of them need.
 
-Other test files import this one by name: `from small_clients import MODEL, datum, prompt`.
+Other test files import this one by name: `from small_clients import model, datum, prompt`.
 """
 
 from functools import cache
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tiny_models import make_model, with_tokenizer
 
-from minitinker.training_client import TrainingClient
-from minitinker.types import AdamParams, Datum, ModelInput
+from minitinker import SamplingClient, TrainingClient
+from minitinker.types import AdamParams, Datum, ModelInput, SampleResponse, SamplingParams
 
 
 @cache
@@ -21,6 +21,9 @@ def model() -> str:
 
 def prompt(*tokens: int) -> ModelInput:
     return ModelInput.from_ints(list(tokens))
+
+
+PROMPT = prompt(5, 6, 7)
 
 
 def datum(*tokens: int, **inputs: object) -> Datum:
@@ -46,10 +49,23 @@ def weights(client: TrainingClient) -> np.ndarray:
     return client._run.trainer.flat.copy()
 
 
-def logprobs(client: TrainingClient, tokens: list[int]) -> np.ndarray:
-    """What `forward` says of tokens[1:]: (len(tokens) - 1,)."""
-    output = client.forward([datum(*tokens)], "cross_entropy").result()
+def logprobs(client: TrainingClient, text: list[int]) -> np.ndarray:
+    """What `forward` says of the tokens text[1:]: (len(text) - 1,)."""
+    output = client.forward([datum(*text)], "cross_entropy").result()
     return output.loss_fn_outputs[0]["logprobs"].to_numpy()
+
+
+def draw(
+    client: SamplingClient, samples: int = 1, given: ModelInput = PROMPT, **params: object
+) -> SampleResponse:
+    """Samples of eight tokens from seed 1, whatever the end tokens; `params` for other SamplingParams."""
+    whole = {"max_tokens": 8, "seed": 1, "stop": []} | params
+    return client.sample(given, samples, SamplingParams(**whole)).result()
+
+
+def tokens(response: SampleResponse) -> list[list[int]]:
+    """The tokens of each sample."""
+    return [sequence.tokens for sequence in response.sequences]
 
 
 def saved(home: Path, path: str) -> Path:

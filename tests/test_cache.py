@@ -70,7 +70,7 @@ class ArenaAgainstAList(RuleBasedStateMachine):
             assert self.arena.cache.keys[0] is before
 
 
-ArenaAgainstAList.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+ArenaAgainstAList.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
 TestArena = ArenaAgainstAList.TestCase
 
 

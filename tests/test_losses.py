@@ -231,3 +231,13 @@ def test_no_data_is_a_value_error(data):
 def test_what_is_no_datum_is_refused_with_its_place():
     with pytest.raises(BadRequestError, match=r"data\[1\] is a dict; it must be a Datum"):
         check_data([*make_batch([2], vocab=VOCAB), {}], "cross_entropy", VOCAB, CONTEXT)
+
+
+@pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo"])
+def test_a_token_without_advantage_costs_nothing_however_unlikely_it_was_to_be_drawn(name):
+    loss, config = find_loss(name, None)
+    inputs = {"logprobs": np.array([[-1e4], [-2.0]]), "advantages": np.array([[0.0], [1.0]])}
+    terms, dlp = loss.per_token(np.array([[-1.0], [-2.0]]), inputs, config)
+    assert terms[0] == dlp[0] == 0
+    assert np.isfinite([terms, dlp]).all()
+    assert dlp[1] == -1

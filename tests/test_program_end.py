@@ -179,8 +179,8 @@ def test_ctrl_c_ends_a_script_that_waits(script, wait):
 def test_a_script_may_catch_ctrl_c_save_and_end(script, tmp_path):
     running = script("""
 client.result()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     while True:
         train(client, 1)
         client.get_info()

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -59,6 +62,14 @@ def test_one_item_runs_in_the_thread_that_asked(ops):
     assert ops.side_by_side(lambda _: threading.current_thread(), ["item"]) == [threading.current_thread()]
 
 
+def test_on_one_core_products_use_one_core_and_afterwards_all_as_before(ops):
+    before = blas_threads()
+    with ops.on_one_core():
+        within = blas_threads()
+    assert ops.width() == 1 or within == [1] * len(before)
+    assert blas_threads() == before
+
+
 def test_each_piece_multiplies_with_one_core_and_afterwards_all_is_as_before(ops):
     if ops.width() == 1:
         pytest.skip("one core, or a backend whose pieces do not share the processor's cores")
@@ -69,3 +80,41 @@ def test_each_piece_multiplies_with_one_core_and_afterwards_all_is_as_before(ops
     with pytest.raises(LookupError):
         ops.side_by_side({}.__getitem__, range(2))
     assert blas_threads() == before
+
+
+def test_the_setting_for_one_core_ends_with_the_last_thread_inside(ops):
+    inside, leave = threading.Barrier(3), [threading.Event(), threading.Event()]
+
+    def stay(until):
+        with ops.on_one_core():
+            inside.wait()
+            until.wait()
+
+    before = blas_threads()
+    threads = [threading.Thread(target=stay, args=(event,), daemon=True) for event in leave]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    for event, thread in zip(leave, threads, strict=True):
+        assert set(blas_threads()) == {1}
+        event.set()
+        thread.join()
+    assert blas_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where there is fork")
+def test_a_forked_process_makes_threads_of_its_own(ops):
+    script = """if True:
+        import os, warnings
+        import {name} as ops
+        warnings.simplefilter("ignore")  # forking with threads around is what this is about
+        assert ops.side_by_side(abs, [-1, -2, -3]) == [1, 2, 3]
+        if os.fork() == 0:
+            os._exit(0 if ops.side_by_side(abs, [-1, -2, -3]) == [1, 2, 3] else 1)
+        print(os.wait()[1])
+    """
+    script = script.format(name=ops.__name__)
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert out.stdout == "0\n"

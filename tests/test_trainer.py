@@ -1,4 +1,7 @@
-"""engine/trainer.py: gradients that add up, steps against PEFT and torch, and failures that change nothing."""
+"""engine/trainer.py: losses that are sums, gradients that add up, steps against PEFT and torch.
+
+What fails is in test_trainer_failures.py, custom losses are in test_trainer_custom_loss.py.
+"""
 
 import math
 
@@ -15,21 +18,28 @@ from tiny_models import (
     to_peft,
     torch_logprobs,
 )
+from trainer_checks import (
+    GRADIENT,
+    INF,
+    LENGTHS,
+    LOSS,
+    NORM,
+    WEIGHT,
+    assert_same_gradient,
+    gradient_of,
+    in_the_middle,
+    state,
+    with_weights,
+)
 
 from minitinker import reference
 from minitinker.engine import trainer as trainer_file
-from minitinker.errors import BadRequestError
 from minitinker.losses import LOSSES, find_loss
 from minitinker.model import transformer
 from minitinker.model.weights import load_base_model
-from minitinker.types import AdamParams, Datum, ModelInput
+from minitinker.types import AdamParams, Datum
 
-GRADIENT = WEIGHT = 1e-4  # relative, per A and B
-LOSS = 1e-5  # relative
-LENGTHS = (7, 1, 33, 12, 150)
 CONFIGS = {"dro": {"beta": 0.1}, "ppo": {"clip_low_threshold": 0.5}}
-NORM = "unclipped_grad_l2:mean"
-NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture(scope="module")
@@ -42,42 +52,12 @@ def trainer(base):
     return make_trainer(base)
 
 
-def state(trainer):
-    """All that a failure must leave as it was, bit by bit."""
-    arrays = (trainer.flat, trainer.grad, trainer.m, trainer.v)
-    return [x.tobytes() for x in arrays], trainer.step, trainer.accumulated
-
-
-def in_the_middle(trainer):
-    """A trainer with gradients and moments that are not zero."""
-    trainer.forward_backward(make_batch(), "cross_entropy", None)
-    trainer.optim_step(AdamParams())
-    trainer.forward_backward(make_batch(), "cross_entropy", None)
-    return trainer
-
-
-def gradient_of(base, data, loss_fn="cross_entropy", config=None):
-    trainer = make_trainer(base)
-    return trainer.forward_backward(data, loss_fn, config), trainer.grad
-
-
-def assert_same_gradient(actual, expected, trainer, tolerance=GRADIENT):
-    errors = relative_errors(actual, expected, trainer.spec)
-    assert max(errors.values()) <= tolerance, errors
-
-
 # Against PEFT and torch
 
 
 def positive(data):
-    """The same data with weights above zero, so that no cancellation hides in a loss compared relatively."""
-    return [
-        Datum(
-            d.model_input,
-            d.loss_fn_inputs | {"weights": np.abs(d.loss_fn_inputs["weights"].to_numpy()) + np.float32(0.1)},
-        )
-        for d in data
-    ]
+    """The same data with weights above zero: a sum that is compared relatively must not cancel."""
+    return with_weights(data, lambda w: np.abs(w) + np.float32(0.1))
 
 
 @pytest.mark.parametrize("family", ["llama-biased", "llama3-tied", "qwen2", "qwen3-tied"])
@@ -157,10 +137,7 @@ def test_every_loss_is_a_sum_and_its_gradient_a_cross_entropy_weighted_by_its_de
 def test_absent_weights_count_every_token_once(base):
     data = make_batch(LENGTHS)
     bare = [Datum(d.model_input, {"target_tokens": d.loss_fn_inputs["target_tokens"]}) for d in data]
-    ones = [
-        Datum(d.model_input, d.loss_fn_inputs | {"weights": np.ones(d.model_input.length, np.float32)})
-        for d in data
-    ]
+    ones = with_weights(data, np.ones_like)
     outputs, grads = zip(gradient_of(base, bare), gradient_of(base, ones), strict=True)
     assert outputs[0] == outputs[1]
     np.testing.assert_array_equal(*grads)
@@ -168,22 +145,17 @@ def test_absent_weights_count_every_token_once(base):
 
 def test_negative_weights_unlearn_what_positive_ones_learn(trainer):
     data = make_batch(LENGTHS)
-    opposite = [
-        Datum(d.model_input, d.loss_fn_inputs | {"weights": -d.loss_fn_inputs["weights"].to_numpy()})
-        for d in data
-    ]
     learned = trainer.forward_backward(data, "cross_entropy", None)
     assert trainer.grad.any()
-    assert trainer.forward_backward(opposite, "cross_entropy", None).loss == -learned.loss
+    assert (
+        trainer.forward_backward(with_weights(data, np.negative), "cross_entropy", None).loss == -learned.loss
+    )
     assert not trainer.grad.any()
 
 
 def test_tokens_of_weight_zero_have_no_gradient_and_still_logprobs(base):
     long, short = make_batch([20]), make_batch([8])
-    weights = np.zeros(20, np.float32)
-    (datum,) = long
-    silent = Datum(datum.model_input, datum.loss_fn_inputs | {"weights": weights})
-    output, grad = gradient_of(base, [silent, *short])
+    output, grad = gradient_of(base, [*with_weights(long, np.zeros_like), *short])
     assert_same_gradient(grad, gradient_of(base, short)[1], make_trainer(base))
     np.testing.assert_allclose(
         output.loss_fn_outputs[0]["logprobs"].to_numpy(),
@@ -319,254 +291,11 @@ def test_weights_without_gradient_only_decay(trainer):
     np.testing.assert_allclose(trainer.flat[:100], 0.75 * before, rtol=1e-6)
 
 
-def test_a_step_with_nothing_accumulated_is_refused(trainer):
-    for _ in range(2):  # at first, and right after a step
-        before = state(trainer)
-        with pytest.raises(BadRequestError, match="forward_backward"):
-            trainer.optim_step(AdamParams())
-        assert state(trainer) == before
-        trainer.forward_backward(make_batch(), "cross_entropy", None)
-        trainer.optim_step(AdamParams())
-
-
 def test_a_gradient_of_zero_is_still_something_accumulated(trainer):
-    (datum,) = make_batch([5])
-    silent = Datum(datum.model_input, datum.loss_fn_inputs | {"weights": np.zeros(5, np.float32)})
-    trainer.forward_backward([silent], "cross_entropy", None)
+    trainer.forward_backward(with_weights(make_batch([5]), np.zeros_like), "cross_entropy", None)
     before = trainer.flat.copy()
     assert trainer.optim_step(AdamParams()) == {NORM: 0.0}
     np.testing.assert_array_equal(trainer.flat, before)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("learning_rate", x) for x in (-1e-4, NAN, INF)),
-        *(("beta1", x) for x in (-0.1, 1.0, 1.5, NAN)),
-        *(("beta2", x) for x in (-0.1, 1.0, INF, NAN)),
-        *(("eps", x) for x in (0.0, -1e-8, 1e-50, NAN, INF)),
-        *(("weight_decay", x) for x in (-0.1, NAN, INF)),
-        *(("grad_clip_norm", x) for x in (-1.0, NAN, INF)),
-    ],
-)
-def test_a_field_out_of_its_range_is_refused_and_changes_nothing(trainer, field, value):
-    before = state(in_the_middle(trainer))
-    with pytest.raises(BadRequestError) as caught:
-        trainer.optim_step(AdamParams(**{field: value}))
-    assert f"AdamParams.{field} is {value}" in str(caught.value)
-    assert state(trainer) == before
-    trainer.optim_step(AdamParams())  # the gradient is still there
-
-
-@pytest.mark.parametrize("value", [NAN, INF])
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(trainer, value):
-    in_the_middle(trainer).grad[3] = value
-    before = state(trainer)
-    with pytest.raises(BadRequestError, match=r"norm is (nan|inf)"):
-        trainer.optim_step(AdamParams(grad_clip_norm=1.0))
-    assert state(trainer) == before
-
-
-# Failures
-
-
-def datum(**inputs):
-    return Datum(ModelInput.from_ints([1, 2, 3]), {"target_tokens": [4, 5, 6]} | inputs)
-
-
-HUGE = 3e38  # as large as float32 goes
-FAILURES = {
-    "no data": ([], "cross_entropy", None, "at least one"),
-    "unknown loss": ([datum()], "mse", None, "'mse'"),
-    "unknown config": ([datum()], "cross_entropy", {"beta": 1}, "'beta'"),
-    "bad token": ([datum(target_tokens=[4, VOCAB, 6])], "cross_entropy", None, "'target_tokens'"),
-    "wrong length": ([datum(weights=[1.0])], "cross_entropy", None, "'weights'"),
-    "wrong dtype": ([datum(target_tokens=np.float32([4, 5, 6]))], "cross_entropy", None, "'target_tokens'"),
-    "extra key": ([datum(advantages=[1.0] * 3)], "cross_entropy", None, "'advantages'"),
-    "missing key": ([datum(advantages=[1.0] * 3)], "ppo", None, "'logprobs'"),
-    "nan weight": ([datum(weights=[1.0, NAN, 1.0])], "cross_entropy", None, "'weights'"),
-    "infinite ratio": (
-        [datum(logprobs=[-1e4] * 3, advantages=[1.0] * 3)],
-        "importance_sampling",
-        None,
-        "loss is -inf",
-    ),
-    "infinity times zero": (
-        [datum(logprobs=[-1e4] * 3, advantages=[0.0] * 3)],
-        "importance_sampling",
-        None,
-        "loss is nan",
-    ),
-    "infinite gradient": ([datum(weights=[HUGE] * 3)], "cross_entropy", None, "gradient is not finite"),
-}
-
-
-@pytest.mark.parametrize("failure", FAILURES)
-def test_a_call_that_fails_leaves_everything_as_it_was(trainer, failure):
-    data, loss_fn, config, said = FAILURES[failure]
-    before = state(in_the_middle(trainer))
-    for call in (trainer.forward, trainer.forward_backward):
-        if call == trainer.forward and failure == "infinite gradient":
-            continue  # the loss is still finite
-        with pytest.raises(BadRequestError) as caught:
-            call(data, loss_fn, config)
-        assert said in str(caught.value)
-        assert state(trainer) == before
-
-
-def test_one_bad_datum_keeps_the_others_out_and_is_named(trainer):
-    before = state(in_the_middle(trainer))
-    with pytest.raises(BadRequestError, match=r"data\[4\].*'weights'.*nan"):
-        trainer.forward_backward([*make_batch(), datum(weights=[NAN] * 3)], "cross_entropy", None)
-    assert state(trainer) == before
-
-
-def test_a_sum_of_gradients_that_overflows_is_refused_before_it_is_there(trainer):
-    in_the_middle(trainer).grad[...] = np.finfo(np.float32).max
-    before, data = state(trainer), make_batch()
-    size = np.abs(gradient_of(trainer.base, data)[1]).max()
-    louder = [
-        Datum(
-            d.model_input,
-            d.loss_fn_inputs | {"weights": d.loss_fn_inputs["weights"].to_numpy() * np.float32(1e35 / size)},
-        )
-        for d in data
-    ]
-    assert np.isfinite(gradient_of(trainer.base, louder)[1]).all()
-    with pytest.raises(BadRequestError, match="gradient is not finite"):
-        trainer.forward_backward(louder, "cross_entropy", None)
-    assert state(trainer) == before
-
-
-def test_weights_that_are_not_finite_give_an_error_and_no_warning(trainer):
-    trainer.flat[...] = INF
-    before = state(trainer)
-    for call in (trainer.forward, trainer.forward_backward):
-        with pytest.raises(BadRequestError, match="loss is nan"):
-            call(make_batch(), "cross_entropy", None)
-    assert state(trainer) == before
-
-
-# A custom loss
-
-
-def negative_log_likelihood(data, logprobs):
-    pairs = zip(data, logprobs, strict=True)
-    return -sum((d.loss_fn_inputs["weights"].to_torch() * lp).sum() for d, lp in pairs), {}
-
-
-@pytest.mark.parametrize("k", [None, 2])
-def test_cross_entropy_as_a_custom_loss_is_cross_entropy(base, trainer, k):
-    data = make_batch(LENGTHS, k=k)
-    expected, grad = gradient_of(base, data)
-    output = trainer.forward_backward_custom(data, negative_log_likelihood)
-    assert output.loss == pytest.approx(expected.loss, rel=1e-6)
-    assert output.loss_fn_outputs == expected.loss_fn_outputs
-    assert output.loss_fn_output_type == expected.loss_fn_output_type
-    np.testing.assert_array_equal(trainer.grad, grad)
-    assert trainer.accumulated == 1
-
-
-def preference(data, logprobs):
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290) on neighbours, and a term that is not linear in one token."""
-    margins = [
-        (chosen.sum() - d.loss_fn_inputs["reference"].to_torch().sum()) - rejected.sum()
-        for d, chosen, rejected in zip(data[::2], logprobs[::2], logprobs[1::2], strict=True)
-    ]
-    margin = torch.stack(margins)
-    loss = -torch.nn.functional.logsigmoid(0.1 * margin).sum() + (logprobs[0] ** 2).mean()
-    return loss, {"margin": margin.mean(), "right": np.float32(0.5), "pairs": 2}
-
-
-def test_a_loss_across_datums_has_the_gradient_of_torch_from_end_to_end():
-    folder, model = make_model("qwen3-tied")
-    trainer, own = make_trainer(folder), {"reference": np.float32([-1.0, -2.0])}
-    data = [Datum(d.model_input, d.loss_fn_inputs | own) for d in make_batch((9, 12, 4, 7))]
-    peft = to_peft(model, trainer.spec, trainer.flat)
-    loss, metrics = preference(data, [torch_logprobs(peft, d) for d in data])
-    loss.backward()
-    output = trainer.forward_backward_custom(data, preference)
-    assert_same_gradient(trainer.grad, from_peft(peft, trainer.spec, gradients=True), trainer)
-    assert output.loss == pytest.approx(loss.item(), rel=LOSS)
-    assert output.metrics == {
-        "margin": pytest.approx(metrics["margin"].item(), rel=1e-4),
-        "right": 0.5,
-        "pairs": 2.0,
-        "loss:sum": output.loss,
-    }
-    assert all(type(value) is float for value in output.metrics.values())
-
-
-def test_a_custom_loss_adds_to_the_gradients_that_are_there(base, trainer):
-    a, b = make_batch((7, 12)), make_batch((3, 20), seed=1)
-    trainer.forward_backward(a, "cross_entropy", None)
-    trainer.forward_backward_custom(b, negative_log_likelihood)
-    np.testing.assert_array_equal(trainer.grad, gradient_of(base, a)[1] + gradient_of(base, b)[1])
-
-
-def test_logprobs_that_a_custom_loss_leaves_out_have_no_gradient(base, trainer):
-    first, *rest = make_batch((7, 12, 3))
-    trainer.forward_backward_custom([first, *rest], lambda data, lp: (lp[0].sum(), {}))
-    alone = Datum(first.model_input, first.loss_fn_inputs | {"weights": -np.ones(7, np.float32)})
-    assert_same_gradient(trainer.grad, gradient_of(base, [alone])[1], trainer)
-
-
-def test_a_custom_loss_gets_the_data_and_leaves_in_the_shape_of_the_targets(trainer):
-    data, seen = [*make_batch((7, 12)), *make_batch((3,), k=2)], []
-
-    def loss_fn(given, logprobs):
-        assert given == data
-        seen.extend(logprobs)
-        given.clear()  # what it does to its lists is its own affair
-        logprobs.clear()
-        return sum(lp.sum() for lp in seen), {}
-
-    trainer.forward_backward_custom(data, loss_fn)
-    assert [tuple(lp.shape) for lp in seen] == [(7,), (12,), (3, 2)]
-    assert all(lp.requires_grad and lp.dtype == torch.float32 for lp in seen)
-
-
-def sum_of(logprobs):
-    return sum(lp.sum() for lp in logprobs)
-
-
-RUBBISH = {
-    "nothing": lambda data, lp: None,
-    "no metrics": lambda data, lp: sum_of(lp),
-    "a float": lambda data, lp: (1.0, {}),
-    "no graph": lambda data, lp: (sum_of(lp).detach(), {}),
-    "many numbers": lambda data, lp: (lp[0], {}),
-    "metrics that are none": lambda data, lp: (sum_of(lp), None),
-    "a metric that is text": lambda data, lp: (sum_of(lp), {"note": "good"}),
-    "a metric of many numbers": lambda data, lp: (sum_of(lp), {"lp": lp[0].detach()}),
-    "nan": lambda data, lp: (sum_of(lp) * NAN, {}),
-    "infinity": lambda data, lp: (sum_of(lp) + INF, {}),
-    "an infinite slope": lambda data, lp: ((lp[0] - lp[0].detach()).abs().sqrt().sum(), {}),
-    "a gradient too large": lambda data, lp: (HUGE * (lp[0] - lp[0].detach()).sum(), {}),
-}
-
-
-@pytest.mark.parametrize("rubbish", RUBBISH)
-def test_a_custom_loss_that_returns_rubbish_changes_nothing(trainer, rubbish):
-    before = state(in_the_middle(trainer))
-    with pytest.raises(BadRequestError, match=r"custom loss|gradient is not finite"):
-        trainer.forward_backward_custom(make_batch(), RUBBISH[rubbish])
-    assert state(trainer) == before
-
-
-def test_what_a_custom_loss_raises_comes_through_and_changes_nothing(trainer):
-    before = state(in_the_middle(trainer))
-    with pytest.raises(ZeroDivisionError):
-        trainer.forward_backward_custom(make_batch(), lambda data, lp: 1 / 0)
-    assert state(trainer) == before
-
-
-@pytest.mark.parametrize("data", [[], None, [1], [Datum(ModelInput.from_ints([1]), {})]])
-def test_a_custom_loss_is_not_asked_about_bad_data(trainer, data):
-    before = state(in_the_middle(trainer))
-    with pytest.raises(BadRequestError, match="data"):
-        trainer.forward_backward_custom(data, lambda data, lp: pytest.fail("it was asked"))
-    assert state(trainer) == before
 
 
 # State

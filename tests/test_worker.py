@@ -1,10 +1,12 @@
+import sys
 import threading
 import time
 import weakref
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, Future, wait
 
 import pytest
 
+from minitinker.engine import worker as worker_module
 from minitinker.engine.worker import Worker
 from minitinker.errors import TinkerError
 
@@ -82,14 +84,23 @@ def test_a_cancelled_job_does_not_run(worker, held):
     assert worker.submit(lambda: list(log)).result(timeout=10) == []
 
 
-def test_jobs_and_samplers_take_turns(worker, held):
-    log = []
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        (-1, ["step", "job", "step", "job", "step", "job", "job"]),  # each job takes longer than that
+        (60, ["job", "job", "job", "job", "step", "step", "step"]),  # all jobs together take less
+    ],
+)
+def test_jobs_and_samplers_take_turns(monkeypatch, turn, expected):
+    monkeypatch.setattr(worker_module, "TURN", turn)
+    worker, log, begin = Worker(), [], threading.Event()
+    worker.submit(begin.wait)
     worker.add_sampler(CountingSampler(3, log))
-    for _ in range(5):
-        last = worker.submit(lambda: log.append("job"))
-    held.set()
-    last.result(timeout=10)
-    assert log == ["step", "job", "step", "job", "step", "job", "job", "job"]
+    for _ in range(4):
+        worker.submit(lambda: log.append("job"))
+    begin.set()
+    worker.close(finish=True)
+    assert log == expected
 
 
 def test_closing_finishes_the_jobs_and_the_samples(worker, held):
@@ -182,3 +193,12 @@ def test_a_job_and_its_result_are_let_go_when_it_is_done(worker):
     worker.submit(lambda heavy=heavy: heavy).result(timeout=10)
     del heavy
     assert gone.wait(timeout=10)
+
+
+def test_a_callback_that_exits_does_not_take_the_worker_along(worker):
+    first = Future()
+    submitted = worker.submit(first.result)
+    submitted.add_done_callback(lambda _: sys.exit("out of a callback"))
+    first.set_result(1)
+    assert submitted.result(5) == 1
+    assert worker.submit(lambda: 2).result(5) == 2

@@ -36,7 +36,7 @@ class CheckpointStore:
         """
         folder, path = self._folder(run_id, kind, name), f"tinker://{run_id}/{kind}/{name}"
         if not overwrite and present(folder):
-            raise ConflictError(f"{path} exists already; choose another name, or overwrite it")
+            raise ConflictError(f"{path} exists already; choose another name")
         try:
             with written_aside(folder, overwrite) as new:
                 write_state(new, state, kind)

@@ -4,6 +4,7 @@ A step feeds every sequence its next tokens, a new one its whole prompt and the 
 in one packed pass, and draws a token for each. A request joins at the next step and leaves when it ends.
 """
 
+import math
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from minitinker.engine.cache import Arena
 from minitinker.engine.stopping import StopRule
 from minitinker.engine.trainer import Snapshot
+from minitinker.errors import BadRequestError
+from minitinker.futures import settle
 from minitinker.model.adapter import views
 from minitinker.model.packing import pack_for_cache
 from minitinker.model.transformer import Network, hidden_states, logits_forward, target_logprobs, top_logprobs
@@ -27,6 +30,8 @@ from minitinker.types import SampledSequence, SampleResponse
 Array = Any
 
 SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are too small to share among cores
+PROMPT_TOKENS = 2048  # of prompts that one step takes in, and
+SAMPLES = 1024  # of sequences that decode together; both give way to a single request that is larger
 MORE_ROWS = 64  # cache rows a sequence gets beyond its prompt at first; they double when they are full
 
 
@@ -54,7 +59,10 @@ class SampleRequest:
 
 class Uniforms:
     """The random numbers of sample j of a request with seed s: Philox with the key (s, j), at counter t for
-    the token at position t. They depend on nothing else, in particular not on what else is in the batch."""
+    the token at position t. They depend on nothing else, in particular not on what else is in the batch.
+
+    That is `np.random.Philox(key=[s, j], counter=t)`, which adds 1 to the counter before it generates.
+    """
 
     AHEAD = 64
 
@@ -126,18 +134,29 @@ class Sampler:
     def step(self) -> None:
         """One token for every sequence. What goes wrong is told to every request that was in the step."""
         self._forget_cancelled()
-        requests, waiting = self._requests(), self._waiting
+        requests, waiting = self._requests(), self._admitted()
         if not requests:
             return
-        self._waiting = []
         try:
             new = [self._begin(request) for request in waiting]
             self._running = self._advance([*self._running, *new])
         except BaseException as error:
             self._running, self._arena = [], Arena(self._ops, self._base.config)
             for request in requests:
-                if not request.future.done() and request.future.set_running_or_notify_cancel():
-                    request.future.set_exception(error)
+                if not request.future.done():
+                    settle(request.future, error=error)
+
+    def _admitted(self) -> list[SampleRequest]:
+        """Take from those who wait as many as go through at once: at least one, if nothing else is running."""
+        admitted: list[SampleRequest] = []
+        tokens, samples = 0, len(self._running)
+        for request in self._waiting:
+            tokens, samples = tokens + len(request.prompt), samples + request.samples
+            if (admitted or self._running) and (tokens > PROMPT_TOKENS or samples > SAMPLES):
+                break
+            admitted.append(request)
+        self._waiting = self._waiting[len(admitted) :]
+        return admitted
 
     def _advance(self, fed: list[_Sequence]) -> list[_Sequence]:
         """Feed the sequences, draw a token for each, and return those that go on."""
@@ -167,7 +186,7 @@ class Sampler:
             owners = np.array([_index(snapshots, s.request.request.snapshot) for s in drawing])
             logits, _ = logits_forward(self._network(snapshots, owners), h[np.array(rows)])
             self._draw(drawing, logits)
-        return [sequence for sequence in drawing if not self._ended(sequence)]
+        return [sequence for sequence in self._without_nan(drawing) if not self._ended(sequence)]
 
     def _begin(self, request: SampleRequest) -> _Sequence:
         seed = secrets.randbits(64) if request.seed is None else request.seed
@@ -212,6 +231,19 @@ class Sampler:
             sequence.logprobs.append(logprob)
             sequence.feed = np.array([token])
 
+    def _without_nan(self, sequences: list[_Sequence]) -> list[_Sequence]:
+        """Fail the requests whose weights give no numbers, and only these; the sequences of the others."""
+        bad = {id(s.request): s.request.request for s in sequences if math.isnan(s.logprobs[-1])}
+        for request in bad.values():
+            cause = (
+                "the weights of this client give logits that are not finite; was the learning rate too high?"
+            )
+            settle(request.future, error=BadRequestError(cause))
+        for sequence in sequences:
+            if id(sequence.request) in bad:
+                self._arena.free(sequence.start, sequence.rows)
+        return [sequence for sequence in sequences if id(sequence.request) not in bad]
+
     def _ended(self, sequence: _Sequence) -> bool:
         """Whether this was the sequence's last token; if so, it is handed in."""
         request = sequence.request.request
@@ -232,14 +264,10 @@ class Sampler:
         """Give the region back, and answer the request if this was its last sample."""
         self._arena.free(sequence.start, sequence.rows)
         active = sequence.request
-        if (
-            len(active.sequences) == active.request.samples
-            and active.request.future.set_running_or_notify_cancel()
-        ):
+        if len(active.sequences) == active.request.samples:
             sequences = [active.sequences[j] for j in range(active.request.samples)]
-            active.request.future.set_result(
-                SampleResponse(sequences, active.prompt_logprobs, active.top_prompt_logprobs)
-            )
+            response = SampleResponse(sequences, active.prompt_logprobs, active.top_prompt_logprobs)
+            settle(active.request.future, response)
 
     def _read_prompt(self, sequence: _Sequence, h: Array) -> None:
         """What was asked about the prompt itself, from its states h: (prompt, hidden_size)."""

@@ -226,12 +226,11 @@ def _widen(x: Array, columns: int) -> Array:
 
 
 def _without_own_inputs(data: list[Datum]) -> list[Datum]:
-    """Data with what cross_entropy takes, and without what is meant for the custom loss alone."""
+    """Data with what the logprobs depend on, and without what is meant for the custom loss alone."""
     if not isinstance(data, list | tuple):
         return data  # for check_data to refuse
-    known = ("target_tokens", "weights")
     return [
-        Datum(d.model_input, {key: d.loss_fn_inputs[key] for key in known if key in d.loss_fn_inputs})
+        Datum(d.model_input, {key: x for key, x in d.loss_fn_inputs.items() if key == "target_tokens"})
         if isinstance(d, Datum)
         else d
         for d in data

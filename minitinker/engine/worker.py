@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from minitinker.engine.sampler import Sampler
 from minitinker.errors import TinkerError
+from minitinker.futures import settle
 
 # Once the main thread has ended this module can no longer be imported, and work that is finished then may
 # be the first to import what needs it (torch for a custom loss, the hub's client for a model).
@@ -30,8 +31,8 @@ class Worker:
     step, so that a long queue does not stall sampling, nor many samples the queue. Requests that are made
     together wait in line together and so decode together.
 
-    When the main thread ends, the worker finishes what was asked and ends too; if it ended with an error or
-    Ctrl-C, what has not begun is dropped.
+    When the main thread ends, the worker finishes what was asked and ends too; if an exception ended it, Ctrl-C
+    among them but not SystemExit, what has not begun is dropped.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,8 @@ class Worker:
         with self._submitting:
             if self._closed:
                 raise TinkerError("the ServiceClient is closed; make a new one")
+            if not self.thread.is_alive():
+                raise TinkerError("the ServiceClient was made before this process was forked; make a new one")
             self._jobs.put((job, future))
         return future
 
@@ -115,6 +118,6 @@ def _run_job(job: Callable[[], Any], future: "Future[Any]") -> None:
     try:
         result = job()
     except BaseException as error:  # whatever it was, whoever asked must hear of it
-        future.set_exception(error)
+        settle(future, error=error)
     else:
-        future.set_result(result)
+        settle(future, result)

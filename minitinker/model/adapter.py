@@ -5,6 +5,7 @@ moments have the same layout, so that one call steps everything.
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ def adapter_spec(
     config: ModelConfig, rank: int, train_attn: bool, train_mlp: bool, train_unembed: bool
 ) -> AdapterSpec:
     """An adapter of `rank` on the linears asked for. Raises BadRequestError if there is nothing to train."""
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
         raise BadRequestError(f"rank is {rank!r}; it must be a whole number of at least 1")
     wanted = {"train_attn": train_attn, "train_mlp": train_mlp, "train_unembed": train_unembed}
     shapes = {name: shape for name, shape in linear_shapes(config).items() if wanted[_flag_of(name)]}
@@ -58,7 +59,7 @@ def adapter_spec(
         raise BadRequestError(
             "train_attn, train_mlp and train_unembed are all False; there is nothing to train"
         )
-    return AdapterSpec(rank, shapes)
+    return AdapterSpec(int(rank), shapes)
 
 
 def _flag_of(module: str) -> str:

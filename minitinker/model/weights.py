@@ -64,9 +64,15 @@ def load_base_model(name: str) -> BaseModel:
         return model
 
 
-def lasting_name(name: str) -> str:
-    """The name under which the model is found from any working directory: a local folder's path, made whole."""
-    return name if name == EMBEDDED_MODEL or not os.path.isdir(name) else os.path.abspath(name)
+def lasting_name(name: str | os.PathLike[str]) -> str:
+    """The name under which the model is found from any working directory: a local folder's path, made whole.
+
+    Raises BadRequestError if it is no name at all.
+    """
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise BadRequestError(f"base_model is {name!r}; it must be a model's name or folder")
+    text, path = os.fspath(name), os.path.expanduser(name)
+    return text if text == EMBEDDED_MODEL or not os.path.isdir(path) else os.path.abspath(path)
 
 
 def find_model(name: str) -> Path:

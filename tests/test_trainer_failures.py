@@ -1,0 +1,126 @@
+"""engine/trainer.py: a call that fails says why and leaves every bit of the state as it was."""
+
+import numpy as np
+import pytest
+from tiny_models import VOCAB, make_batch, make_model, make_trainer
+from trainer_checks import HUGE, INF, NAN, gradient_of, in_the_middle, state, with_weights
+
+from minitinker.errors import BadRequestError
+from minitinker.model.weights import load_base_model
+from minitinker.types import AdamParams, Datum, ModelInput
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base_model(str(make_model("qwen3-tied")[0]))
+
+
+@pytest.fixture
+def trainer(base):
+    return make_trainer(base)
+
+
+def datum(**inputs):
+    return Datum(ModelInput.from_ints([1, 2, 3]), {"target_tokens": [4, 5, 6]} | inputs)
+
+
+FAILURES = {
+    "no data": ([], "cross_entropy", None, "at least one"),
+    "unknown loss": ([datum()], "mse", None, "'mse'"),
+    "unknown config": ([datum()], "cross_entropy", {"beta": 1}, "'beta'"),
+    "bad token": ([datum(target_tokens=[4, VOCAB, 6])], "cross_entropy", None, "'target_tokens'"),
+    "wrong length": ([datum(weights=[1.0])], "cross_entropy", None, "'weights'"),
+    "wrong dtype": ([datum(target_tokens=np.float32([4, 5, 6]))], "cross_entropy", None, "'target_tokens'"),
+    "extra key": ([datum(advantages=[1.0] * 3)], "cross_entropy", None, "'advantages'"),
+    "missing key": ([datum(advantages=[1.0] * 3)], "ppo", None, "'logprobs'"),
+    "nan weight": ([datum(weights=[1.0, NAN, 1.0])], "cross_entropy", None, "'weights'"),
+    "infinite ratio": (
+        [datum(logprobs=[-1e4] * 3, advantages=[1.0] * 3)],
+        "importance_sampling",
+        None,
+        "loss is -inf",
+    ),
+    "infinite gradient": ([datum(weights=[HUGE] * 3)], "cross_entropy", None, "gradient is not finite"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_call_that_fails_leaves_everything_as_it_was(trainer, failure):
+    data, loss_fn, config, said = FAILURES[failure]
+    before = state(in_the_middle(trainer))
+    for call in (trainer.forward, trainer.forward_backward):
+        if call == trainer.forward and failure == "infinite gradient":
+            continue  # the loss is still finite
+        with pytest.raises(BadRequestError) as caught:
+            call(data, loss_fn, config)
+        assert said in str(caught.value)
+        assert state(trainer) == before
+
+
+def test_one_bad_datum_keeps_the_others_out_and_is_named(trainer):
+    before = state(in_the_middle(trainer))
+    with pytest.raises(BadRequestError, match=r"data\[4\].*'weights'.*nan"):
+        trainer.forward_backward([*make_batch(), datum(weights=[NAN] * 3)], "cross_entropy", None)
+    assert state(trainer) == before
+
+
+def test_a_sum_of_gradients_that_overflows_is_refused_before_it_is_there(trainer):
+    in_the_middle(trainer).grad[...] = np.finfo(np.float32).max
+    before, data = state(trainer), make_batch()
+    size = np.abs(gradient_of(trainer.base, data)[1]).max()
+    louder = with_weights(data, lambda w: w * np.float32(1e35 / size))
+    assert np.isfinite(gradient_of(trainer.base, louder)[1]).all()
+    with pytest.raises(BadRequestError, match="gradient is not finite"):
+        trainer.forward_backward(louder, "cross_entropy", None)
+    assert state(trainer) == before
+
+
+def test_weights_that_are_not_finite_give_an_error_and_no_warning(trainer):
+    trainer.flat[...] = INF
+    before = state(trainer)
+    for call in (trainer.forward, trainer.forward_backward):
+        with pytest.raises(BadRequestError, match="loss is nan"):
+            call(make_batch(), "cross_entropy", None)
+    assert state(trainer) == before
+
+
+# The optimizer
+
+
+def test_a_step_with_nothing_accumulated_is_refused(trainer):
+    for _ in range(2):  # at first, and right after a step
+        before = state(trainer)
+        with pytest.raises(BadRequestError, match="forward_backward"):
+            trainer.optim_step(AdamParams())
+        assert state(trainer) == before
+        trainer.forward_backward(make_batch(), "cross_entropy", None)
+        trainer.optim_step(AdamParams())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("learning_rate", x) for x in (-1e-4, NAN, INF)),
+        *(("beta1", x) for x in (-0.1, 1.0, 1.5, NAN)),
+        *(("beta2", x) for x in (-0.1, 1.0, INF, NAN)),
+        *(("eps", x) for x in (0.0, -1e-8, 1e-50, NAN, INF)),
+        *(("weight_decay", x) for x in (-0.1, NAN, INF)),
+        *(("grad_clip_norm", x) for x in (-1.0, NAN, INF)),
+    ],
+)
+def test_a_field_out_of_its_range_is_refused_and_changes_nothing(trainer, field, value):
+    before = state(in_the_middle(trainer))
+    with pytest.raises(BadRequestError) as caught:
+        trainer.optim_step(AdamParams(**{field: value}))
+    assert f"AdamParams.{field} is {value}" in str(caught.value)
+    assert state(trainer) == before
+    trainer.optim_step(AdamParams())  # the gradient is still there
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(trainer, value):
+    in_the_middle(trainer).grad[3] = value
+    before = state(trainer)
+    with pytest.raises(BadRequestError, match=r"norm is (nan|inf)"):
+        trainer.optim_step(AdamParams(grad_clip_norm=1.0))
+    assert state(trainer) == before
