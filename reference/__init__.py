@@ -13,7 +13,7 @@ from .array import array, to_numpy, zeros
 from .attention import attention_backward, attention_forward
 from .embedding import embedding
 from .logprob import logprob_backward, logprob_forward
-from .lora_linear import lora_linear_backward, lora_linear_forward
+from .lora_linear import lora_linear_backward, lora_linear_forward, lora_merge
 from .memory import keep_freed_memory
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_frequencies, rope_table
@@ -33,6 +33,7 @@ __all__ = [
     "logprob_forward",
     "lora_linear_backward",
     "lora_linear_forward",
+    "lora_merge",
     "on_one_core",
     "rms_norm_backward",
     "rms_norm_forward",

@@ -43,8 +43,7 @@ def lora_linear_forward(
     if a is None or b is None or scale is None:
         y = x @ w.T
     elif adapter is None and _merging_pays(len(x), a, b):
-        merged = _scaled(b[0], scale[0]) @ a[0]  # (d_out, d_in)
-        merged += w
+        merged = lora_merge(w, a, b, scale)
         y = x @ merged.T
     elif adapter is None:
         y = x @ w.T
@@ -79,6 +78,16 @@ def lora_linear_backward(dy: Array, saved: Any) -> tuple[Array, Array | None, Ar
         np.matmul(u.T, x[rows], out=da[i])
         np.matmul(dy[rows].T, xa[rows], out=db[i])
     return dx, da, db
+
+
+def lora_merge(w: Array, a: Array, b: Array, scale: Array) -> Array:
+    """W' = W + s B A of one adapter: w: (d_out, d_in), a: (1, rank, d_in), b: (1, d_out, rank) -> like w.
+
+    It lies in memory column by column, as `lora_linear_forward` reads it fastest where rows are few.
+    """
+    merged: Array = (a[0].T @ _scaled(b[0], scale[0]).T).T
+    merged += w
+    return merged
 
 
 def _merging_pays(tokens: int, a: Array, b: Array) -> bool:

@@ -203,19 +203,24 @@ def test_a_future_token_never_changes_an_earlier_output(ops, length, cut, heads,
         assert not gradient[cut:].any()
 
 
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), heads=heads, seed=seeds)
-def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, lengths, heads, seed):
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    late=st.lists(st.integers(0, 9), min_size=4, max_size=4),
+    heads=heads,
+    seed=seeds,
+)
+def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, lengths, late, heads, seed):
     whole = packed(lengths)
     q, k, v = draw(seed, whole, heads, 4)
     expected, _ = forward(ops, OP, q, k, v, *whole.places, 0.5)
-    region = max(lengths) + 2  # rows of the cache that belong to one sequence
-    cache_k, cache_v = np.random.default_rng(seed).standard_normal((2, len(lengths) * region, *k.shape[1:]))
-    for t in range(max(lengths)):
-        alive = np.flatnonzero(np.array(lengths) > t)
-        rows, cached = whole.q_starts[alive] + t, alive * region
-        cache_k[cached + t], cache_v[cached + t] = k[rows], v[rows]
-        one, seen = np.ones(len(alive), np.int64), np.full(len(alive), t + 1)
-        places = [np.arange(len(alive)), one, cached, seen]
+    cache_k, cache_v = np.random.default_rng(seed).standard_normal((2, *k.shape))  # what stood there before
+    for step in range(20):
+        t = step - np.array(late[: len(lengths)])  # where each sequence is: some begin later than others
+        alive = (t >= 0) & (t < whole.q_lengths)
+        starts, seen = whole.k_starts[alive], t[alive] + 1
+        rows = starts + t[alive]
+        cache_k[rows], cache_v[rows] = k[rows], v[rows]
+        places = [np.arange(len(rows)), np.ones(len(rows), np.int64), starts, seen]
         o, _ = forward(ops, OP, q[rows], cache_k, cache_v, *places, 0.5)
         check_close(o, expected[rows])
 

@@ -148,11 +148,11 @@ def test_temperature_0_takes_the_largest_logit_and_the_lowest_id_among_equals(op
     np.testing.assert_allclose(logprobs, expected, rtol=0, atol=3 * TOLERANCE[np.dtype(dtype)])
 
 
-@given(vocab=st.integers(2, 12), seed=seeds)
-def test_a_low_temperature_tends_to_the_largest_logit(ops, vocab, seed):
+@given(vocab=st.integers(2, 12), temperature=st.sampled_from([1e-3, 1e-30, 1e-300]), seed=seeds)
+def test_a_low_temperature_tends_to_the_largest_logit(ops, vocab, temperature, seed):
     rng = np.random.default_rng(seed)
     logits = rng.permuted(np.tile(np.arange(vocab, dtype=np.float32), (5, 1)), axis=1)
-    tokens, logprobs = draw(ops, logits, rng.random(5), 1e-4)
+    tokens, logprobs = draw(ops, logits, rng.random(5), temperature)
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
     assert not logprobs.any()
 
@@ -163,6 +163,12 @@ def test_all_that_equal_the_kth_are_kept(ops, top_k, uniform):
     tokens, _ = draw(ops, logits, [uniform], top_k=top_k)
     kept = [1, 2, 4] if top_k <= 3 else [0, 1, 2, 4]
     assert tokens[0] in kept
+
+
+def test_top_p_1_keeps_the_least_probable_token_whatever_the_other_rows_cut(ops):
+    logits = np.array([[-60.0, 0.0], [-60.0, 0.0]])  # e^-60 is lost in any sum with 1
+    tokens, _ = draw(ops, logits, [0.0, 0.0], top_p=[1.0, 0.5])
+    assert tokens.tolist() == [0, 1]
 
 
 @given(settings=rows_of_settings, vocab=vocabs, dtype=dtypes, which=st.integers(0, 7), seed=seeds)

@@ -8,7 +8,7 @@ import math
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -32,6 +32,7 @@ Array = Any
 SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are too small to share among cores
 PROMPT_TOKENS = 2048  # of prompts that one step takes in, and
 SAMPLES = 1024  # of sequences that decode together; both give way to a single request that is larger
+MERGED_BYTES = 64 << 20  # of a base model that is small enough for a second copy, with an adapter merged in
 MORE_ROWS = 64  # cache rows a sequence gets beyond its prompt at first; they double when they are full
 
 
@@ -110,10 +111,13 @@ class Sampler:
     def __init__(self, ops: ModuleType, base: BaseModel) -> None:
         self._ops, self._base = ops, base
         self._weights = {name: ops.array(w) for name, w in base.weights.items()}
+        self._weight_bytes = sum(w.nbytes for w in base.weights.values())
         self._arena = Arena(ops, base.config)
         self._waiting: list[SampleRequest] = []
         self._running: list[_Sequence] = []
         self._counted = 0
+        self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
+        self._merged: tuple[Snapshot | None, dict[str, Array]] = (None, {})
         self._stacked: tuple[list[Snapshot], dict[str, tuple[Array, Array]], Array] = ([], {}, None)
 
     @property
@@ -140,8 +144,11 @@ class Sampler:
         try:
             new = [self._begin(request) for request in waiting]
             self._running = self._advance([*self._running, *new])
+            if not self.busy:
+                self._one_core.close()
         except BaseException as error:
             self._running, self._arena = [], Arena(self._ops, self._base.config)
+            self._one_core.close()
             for request in requests:
                 if not request.future.done():
                     settle(request.future, error=error)
@@ -167,10 +174,23 @@ class Sampler:
         )
         snapshots = _distinct([s.request.request.snapshot for s in fed])
         owner = [_index(snapshots, s.request.request.snapshot) for s in fed]
-        net = self._network(snapshots, np.repeat(np.array(owner), batch.q_lengths))
-        small = len(batch.tokens) * self._base.config.hidden_size < SMALL
-        with self._ops.on_one_core() if small else nullcontext():
-            h, _ = hidden_states(net, batch, self._arena.cache)
+        owners = np.repeat(np.array(owner), batch.q_lengths)
+        if (
+            all(s.tokens for s in fed)
+            and snapshots
+            and not any(owners)
+            and self._weight_bytes <= MERGED_BYTES
+        ):
+            net = self._merged_network(snapshots[0])
+        else:
+            net = self._network(snapshots, owners)
+        if len(batch.tokens) * self._base.config.hidden_size >= SMALL:
+            self._one_core.close()
+        elif not self._on_one_core:
+            self._on_one_core = True
+            self._one_core.enter_context(self._ops.on_one_core())
+            self._one_core.callback(setattr, self, "_on_one_core", False)
+        h, _ = hidden_states(net, batch, self._arena.cache)
         ends = batch.q_starts + batch.q_lengths
         for i, sequence in enumerate(fed):
             if sequence.done == 0:
@@ -318,6 +338,22 @@ class Sampler:
         _, lora, scale = self._stacked
         one_for_all = len(snapshots) == 1 and bool((owners == 0).all())
         return Network(ops, config, self._weights, lora, scale, None if one_for_all else ops.array(owners))
+
+    def _merged_network(self, snapshot: Snapshot) -> Network:
+        """The base with one adapter for all rows, formed into the weights of the layers once for many steps.
+
+        It serves steps that only decode, where it spares two of three products. Prompts go through as they do
+        in `forward`. The head stays as it is, since it may share its weight with the embedding.
+        """
+        lora, scale = _stack(self._ops, [snapshot])
+        if self._merged[0] is not snapshot:
+            weights = dict(self._weights)
+            for name, (a, b) in lora.items():
+                if name != "lm_head":
+                    weights[f"{name}.weight"] = self._ops.lora_merge(weights[f"{name}.weight"], a, b, scale)
+            self._merged = (snapshot, weights)
+        head = {name: ab for name, ab in lora.items() if name == "lm_head"}
+        return Network(self._ops, self._base.config, self._merged[1], head, scale)
 
 
 def _stack(ops: ModuleType, snapshots: list[Snapshot]) -> tuple[dict[str, tuple[Array, Array]], Array]:
