@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from minitinker import reference
 
-settings.register_profile("ops", derandomize=True, deadline=None, max_examples=25)
+settings.register_profile("ops", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("ops")
 torch.set_num_threads(1)  # the arrays are small: a second thread would only be waited for
 
