@@ -11,6 +11,8 @@ import pytest
 from small_clients import model
 
 BEGIN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a job runs in the background
 import asyncio, sys, time
 from minitinker import ServiceClient, types
 
