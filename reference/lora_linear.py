@@ -6,13 +6,17 @@ backward   u  = s dy B
            dA = u^T x
            dB = s dy^T (x A^T)
 
-Where the tokens are many and the layer is small it takes fewer multiplications to form W' = W + s B A once:
+Where the tokens outnumber d_in d_out / (d_in + d_out), forming W' = W + s B A once takes fewer multiplications
+than carrying every token through A and B, and W' less memory than x and y:
 
 forward    y  = x W'^T + bias
 backward   dx = dy W'
+
+For a high rank on a small layer the gradients are cheaper through dW', too:
+
            dA = s B^T dW'     dB = s dW' A^T        with dW' = dy^T x
 
-The two are the same function; `_merging_pays` counts.
+These are the same functions; `_merging_pays` and `_dw_pays` count.
 """
 
 from collections.abc import Iterator
@@ -67,9 +71,13 @@ def lora_linear_backward(dy: Array, saved: Any) -> tuple[Array, Array | None, Ar
         return dy @ w, None, None
     da, db = np.zeros_like(a), np.zeros_like(b)
     if merged is not None:
-        dw = _scaled(dy.T @ x, scale[0])  # (d_out, d_in): s dW'
-        np.matmul(b[0].T, dw, out=da[0])
-        np.matmul(dw, a[0].T, out=db[0])
+        if _dw_pays(len(x), a, b):
+            dw = _scaled(dy.T @ x, scale[0])  # (d_out, d_in): s dW'
+            np.matmul(b[0].T, dw, out=da[0])
+            np.matmul(dw, a[0].T, out=db[0])
+        else:
+            np.matmul(_scaled(dy @ b[0], scale[0]).T, x, out=da[0])
+            np.matmul(dy.T, _scaled(x @ a[0].T, scale[0]), out=db[0])
         return dy @ merged, da, db
     dx = dy @ w
     for i, rows in _rows_of_adapters(adapter):
@@ -91,11 +99,15 @@ def lora_merge(w: Array, a: Array, b: Array, scale: Array) -> Array:
 
 
 def _merging_pays(tokens: int, a: Array, b: Array) -> bool:
-    """Whether three products with W' beside W's own cost less than six thin ones per token."""
+    """Whether W' costs less than two thin products per token; the rank is a factor of both and cancels."""
+    d_in, d_out = a.shape[2], b.shape[1]
+    return bool(d_in * d_out < tokens * (d_in + d_out))
+
+
+def _dw_pays(tokens: int, a: Array, b: Array) -> bool:
+    """Whether dW', and dA and dB from it, cost less than four thin products per token."""
     rank, d_in, d_out = a.shape[1], a.shape[2], b.shape[1]
-    forming = 3 * rank * d_in * d_out  # W', and dA and dB from dW'
-    thin = 3 * rank * tokens * (d_in + d_out)
-    return bool(forming + tokens * d_in * d_out < thin)
+    return bool((tokens + 2 * rank) * d_in * d_out < 2 * rank * tokens * (d_in + d_out))
 
 
 def _rows_of_adapters(adapter: Index | None) -> Iterator[tuple[int, slice | Index]]:
