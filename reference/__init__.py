@@ -10,36 +10,41 @@
 
 from .adamw import adamw_, global_norm
 from .array import array, to_numpy, zeros
-from .attention import attention_backward, attention_forward
+from .attention import attention_backward, attention_forward, attention_plan
 from .embedding import embedding
 from .logprob import logprob_backward, logprob_forward
 from .lora_linear import lora_linear_backward, lora_linear_forward, lora_merge
-from .memory import keep_freed_memory
+from .memory import HEAD_BYTES, MERGED_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
 from .rms_norm import rms_norm_backward, rms_norm_forward
-from .rope import rope_backward, rope_forward, rope_frequencies, rope_table
+from .rope import rope_backward, rope_forward, rope_table
 from .sample import sample
 from .side_by_side import on_one_core, side_by_side, width
 from .swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
+    "HEAD_BYTES",
+    "MERGED_BYTES",
+    "MICRO_BATCH_TOKENS",
+    "OutOfMemory",
     "adamw_",
     "array",
     "attention_backward",
     "attention_forward",
+    "attention_plan",
     "embedding",
+    "free_memory",
     "global_norm",
-    "keep_freed_memory",
     "logprob_backward",
     "logprob_forward",
     "lora_linear_backward",
     "lora_linear_forward",
     "lora_merge",
     "on_one_core",
+    "prepare",
     "rms_norm_backward",
     "rms_norm_forward",
     "rope_backward",
     "rope_forward",
-    "rope_frequencies",
     "rope_table",
     "sample",
     "side_by_side",

@@ -27,6 +27,7 @@ def adamw_(
     grad: Array,
     m: Array,
     v: Array,
+    copy: Array | None,
     norm: float,
     step: int,
     lr: float,
@@ -38,7 +39,8 @@ def adamw_(
 ) -> None:
     """Step param, m and v in place; grad is left as it is. param, grad, m, v: (n,).
 
-    norm: the gradient's global norm, step: t, counted from 1.
+    copy: (n,) of another dtype, or None: gets the new param, rounded. norm: the gradient's global norm. step: t,
+    counted from 1.
     """
     clip = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
     step_size = lr / (1 - beta1**step)
@@ -60,3 +62,5 @@ def adamw_(
         np.divide(m_block, g, out=g)
         g *= step_size
         p -= g
+        if copy is not None:
+            copy[block] = p

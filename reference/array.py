@@ -4,13 +4,18 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 
-def array(x: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[np.generic]:
-    """The backend's array with the values of `x`; shares memory with `x` where it can."""
+def array(x: ArrayLike, dtype: DTypeLike | None = None, device: str | None = None) -> NDArray[np.generic]:
+    """The backend's array with the values of `x`; shares memory with `x` where it can.
+
+    dtype: "float32", "int64", ..., or that of another array; None: the one of `x`. device: only "cpu" here.
+    """
     return np.asarray(x, dtype=dtype)
 
 
-def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[np.generic]:
-    """A new array of zeros."""
+def zeros(
+    shape: tuple[int, ...], dtype: DTypeLike = "float32", device: str | None = None
+) -> NDArray[np.generic]:
+    """A new array of zeros. dtype and device as in `array`."""
     return np.zeros(shape, dtype=dtype)
 
 

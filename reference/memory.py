@@ -1,15 +1,22 @@
-"""What the C library does with the memory that arrays leave behind."""
+"""How much at once, and what the C library does with the memory that arrays leave behind."""
 
 import ctypes
+import os
 import sys
+
+MICRO_BATCH_TOKENS = 2048  # about, that go through the layers together
+HEAD_BYTES = 16 << 20  # of logits that exist at once
+MERGED_BYTES = 64 << 20  # of a base model that is small enough for a second copy, with an adapter merged in
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 KEPT = 1 << 30  # bytes of free memory at the end of the heap before some goes back to the system
 LARGEST = 32 << 20  # bytes of an array up to which it comes from the heap; glibc takes no more
 
+OutOfMemory = MemoryError  # what an op raises that finds no room for its output
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next array, instead of giving it back to the system.
+
+def prepare(device: str | None = None) -> None:
+    """To be called once in the thread that computes: let glibc keep what is freed for the next array.
 
     A forward and backward pass makes and drops hundreds of arrays of a few megabytes. By default each one is a
     mapping of its own, whose pages the system clears one by one, which takes a fifth of the pass's time. Where
@@ -21,3 +28,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def free_memory(device: str | None = None) -> int | None:
+    """Bytes that new arrays can take, or None where the system does not say."""
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

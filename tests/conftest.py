@@ -1,8 +1,13 @@
 """Fixtures of the tests that go through clients."""
 
+import os
 import threading
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 from small_clients import model, train
 
 from minitinker import ServiceClient

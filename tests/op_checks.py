@@ -14,13 +14,17 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from minitinker import reference
+from minitinker import kernels, reference
+
+COMPILED = torch.cuda.is_available()  # on a GPU, where the kernels take bfloat16 too
 
 settings.register_profile("ops", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("ops")
 torch.set_num_threads(1)  # the arrays are small: a second thread would only be waited for
 
-every_backend = pytest.mark.parametrize("ops", [pytest.param(reference, id="reference")])
+every_backend = pytest.mark.parametrize(
+    "ops", [pytest.param(reference, id="reference"), pytest.param(kernels, id="kernels")]
+)
 
 seeds = st.integers(0, 2**32 - 1)
 dtypes = st.sampled_from([np.float32, np.float64])
@@ -68,6 +72,23 @@ def check_error(actual: np.ndarray, torchs: np.ndarray, exact: np.ndarray) -> No
     assert error <= 2 * torch_error
 
 
+def check_equals_reference(
+    ops: ModuleType, op: str, arrays: Sequence[np.ndarray | None], constants: Sequence[Any] = (), *, seed: int
+) -> None:
+    """Output and gradients in float32 are those of the reference."""
+    arrays = [None if x is None else x.astype(np.float32) for x in arrays]
+    out, saved = forward(ops, op, *arrays, *constants)
+    expected, saved_by_reference = forward(reference, op, *arrays, *constants)
+    check_close(out, expected)
+    dout = np.random.default_rng(seed).standard_normal(out.shape, np.float32)
+    gradients = backward(ops, op, dout, saved), backward(reference, op, dout, saved_by_reference)
+    for gradient, gradient_of_reference in zip(*gradients, strict=True):
+        if gradient_of_reference is None:
+            assert gradient is None
+        else:
+            check_close(gradient, gradient_of_reference)
+
+
 def check_central_differences(
     ops: ModuleType,
     op: str,
@@ -110,7 +131,8 @@ def check_against_torch(
 ) -> None:
     """Output and gradients equal those of `torch_op(*arrays)` and its autograd, in float64 and in float32.
 
-    many: the arrays have numbers enough to ask, too, that float32 be as exact as torch.
+    many: the arrays have numbers enough to ask, too, that float32, and bfloat16 where the kernels are compiled,
+    be as exact as torch.
     """
     arrays = [None if x is None else x.astype(np.float32) for x in arrays]
     wide = [None if x is None else x.astype(np.float64) for x in arrays]
@@ -129,16 +151,27 @@ def check_against_torch(
         if many:
             check_error(actual, theirs, expected)
 
+    if many and ops is kernels and COMPILED:
+        half = [None if x is None else torch.tensor(x).bfloat16() for x in arrays]
+        wide = [None if x is None else x.double().numpy() for x in half]
+        exact = _torch_answers(torch_op, wide, differentiated, dout.astype(np.float64))
+        torchs = _torch_answers(torch_op, half, differentiated, dout)
+        out, saved = forward(ops, op, *(None if x is None else ops.array(x) for x in half), *constants)
+        answers = (out, *backward(ops, op, torch.tensor(dout).bfloat16(), saved))
+        for actual, theirs, expected in zip(answers, torchs, exact, strict=True):
+            check_error(actual, theirs, expected)
+
 
 def _torch_answers(
     torch_op: Callable[..., torch.Tensor],
-    arrays: Sequence[np.ndarray | None],
+    arrays: Sequence[Any],
     differentiated: Sequence[int],
     dout: np.ndarray,
 ) -> list[np.ndarray]:
-    """torch's output and its gradients, in the order of `differentiated`."""
-    tensors = [None if x is None else torch.tensor(x, requires_grad=True) for x in arrays]
+    """torch's output and its gradients, in the order of `differentiated`; bfloat16 as float32."""
+    tensors = [None if x is None else torch.as_tensor(x).detach().clone().requires_grad_() for x in arrays]
     out = torch_op(*tensors)
     wanted = [tensors[i] for i in differentiated]
-    gradients = torch.autograd.grad(out, wanted, torch.tensor(dout), materialize_grads=True)
-    return [out.detach().numpy(), *(x.numpy() for x in gradients)]
+    gradients = torch.autograd.grad(out, wanted, torch.tensor(dout).to(out.dtype), materialize_grads=True)
+    answers = [x.detach() for x in (out, *gradients)]
+    return [(x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in answers]

@@ -33,7 +33,7 @@ def run(ops, param, steps):
     for t, (grad, settings) in enumerate(steps, start=1):
         grad = ops.array(grad.astype(ops.to_numpy(param).dtype))
         norms.append(ops.global_norm(grad))
-        assert ops.adamw_(param, grad, m, v, norms[-1], t, **settings) is None
+        assert ops.adamw_(param, grad, m, v, None, norms[-1], t, **settings) is None
     return *(ops.to_numpy(x) for x in (param, m, v)), norms
 
 
@@ -93,7 +93,7 @@ def test_parts_stepped_with_the_norm_of_the_whole_equal_the_whole(ops, n, cut, s
 
     def step(part):
         buffers = [ops.array(x[part].copy()) for x in (param, grad, np.zeros(n), np.zeros(n))]
-        ops.adamw_(*buffers, norm, 1, **settings)
+        ops.adamw_(*buffers, None, norm, 1, **settings)
         return ops.to_numpy(buffers[0])
 
     parts = [step(slice(None, cut)), step(slice(cut, None))]
@@ -106,7 +106,7 @@ def test_the_gradient_is_left_as_it_is(ops, n, dtype, seed):
     kept = grad.astype(dtype)
     grad = ops.array(kept.copy())
     buffers = [ops.array(np.ones(n, dtype)) for _ in range(3)]
-    ops.adamw_(buffers[0], grad, *buffers[1:], 1e3, 1, **(settings | {"max_norm": 0.1}))
+    ops.adamw_(buffers[0], grad, *buffers[1:], None, 1e3, 1, **(settings | {"max_norm": 0.1}))
     np.testing.assert_array_equal(ops.to_numpy(grad), kept)
 
 

@@ -35,6 +35,9 @@ class Layout:
     def places(self):
         return [self.q_starts, self.q_lengths, self.k_starts, self.k_lengths]
 
+    def plan(self, ops):
+        return ops.attention_plan(*self.places)
+
     def sequences(self):
         """(rows of q, rows of k and v) of each sequence."""
         for q_start, queries, k_start, keys in zip(*self.places, strict=True):
@@ -102,7 +105,7 @@ def torch_attention(layout, scale):
 
 
 def check_layout_against_torch(ops, layout, heads, head_dim, scale, seed, many=False):
-    arrays, constants = draw(seed, layout, heads, head_dim), [*layout.places, scale]
+    arrays, constants = draw(seed, layout, heads, head_dim), [layout.plan(ops), scale]
     expected, differentiated = torch_attention(layout, scale), (0, 1, 2)
     check_against_torch(ops, OP, expected, arrays, constants, differentiated, seed=seed, many=many)
 
@@ -110,7 +113,7 @@ def check_layout_against_torch(ops, layout, heads, head_dim, scale, seed, many=F
 @given(sequences=few_sequences, heads=heads, head_dim=st.integers(1, 3), seed=seeds)
 def test_the_backward_is_the_slope_of_the_forward(ops, sequences, heads, head_dim, seed):
     layout = draw_layout(seed, sequences)
-    constants = [*layout.places, 0.7]
+    constants = [layout.plan(ops), 0.7]
     arrays = draw(seed, layout, heads, head_dim)
     check_central_differences(ops, OP, arrays, constants, differentiated=(0, 1, 2), seed=seed)
 
@@ -148,7 +151,7 @@ def test_packed_sequences_do_not_see_each_other(ops, lengths, heads, which, seed
         other[rows] = array[rows]
     answers = []
     for inputs in (arrays, others):
-        o, saved = forward(ops, OP, *inputs, *layout.places, 0.5)
+        o, saved = forward(ops, OP, *inputs, layout.plan(ops), 0.5)
         answers.append([o, *backward(ops, OP, inputs[0], saved)])
     for answer, answer_among_others in zip(*answers, strict=True):
         np.testing.assert_array_equal(answer[rows], answer_among_others[rows])
@@ -159,12 +162,12 @@ def test_a_sequence_alone_equals_the_sequence_in_a_batch(ops, sequences, heads, 
     layout = draw_layout(seed, sequences)
     q, k, v = draw(seed, layout, heads, 4)
     do = np.cos(q)
-    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    o, saved = forward(ops, OP, q, k, v, layout.plan(ops), 0.5)
     dq, dk, dv = backward(ops, OP, do, saved)
     start = np.zeros(1, np.int64)
     for (rows, keys), (queries, before) in zip(layout.sequences(), sequences, strict=True):
         places = [start, np.array([queries]), start, np.array([queries + before])]
-        o_alone, saved = forward(ops, OP, q[rows], k[keys], v[keys], *places, 0.5)
+        o_alone, saved = forward(ops, OP, q[rows], k[keys], v[keys], ops.attention_plan(*places), 0.5)
         alone = (o_alone, *backward(ops, OP, do[rows], saved))
         for ours, ours_alone in zip((o[rows], dq[rows], dk[keys], dv[keys]), alone, strict=True):
             check_close(ours_alone, ours)
@@ -174,7 +177,7 @@ def test_a_sequence_alone_equals_the_sequence_in_a_batch(ops, sequences, heads, 
 def test_rows_of_no_sequence_come_out_as_zeros_and_get_no_gradient(ops, sequences, heads, seed):
     layout = draw_layout(seed, sequences)
     q, k, v = draw(seed, layout, heads, 4)
-    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    o, saved = forward(ops, OP, q, k, v, layout.plan(ops), 0.5)
     dq, dk, dv = backward(ops, OP, np.cos(q), saved)
     no_query, no_key = np.ones(layout.tokens, bool), np.ones(layout.kv_tokens, bool)
     for (rows, keys), (queries, _) in zip(layout.sequences(), sequences, strict=True):
@@ -194,8 +197,8 @@ def test_a_future_token_never_changes_an_earlier_output(ops, length, cut, heads,
     for array, other in zip(arrays, changed, strict=True):
         other *= 1e12  # no finite number that stands for minus infinity can hide these
         other[:cut] = array[:cut]
-    o, saved = forward(ops, OP, *arrays, *layout.places, 0.5)
-    o_changed, _ = forward(ops, OP, *changed, *layout.places, 0.5)
+    o, saved = forward(ops, OP, *arrays, layout.plan(ops), 0.5)
+    o_changed, _ = forward(ops, OP, *changed, layout.plan(ops), 0.5)
     np.testing.assert_array_equal(o[:cut], o_changed[:cut])
     do = np.ones_like(o)
     do[cut:] = 0  # and an earlier output sends no gradient to a later token
@@ -212,7 +215,7 @@ def test_a_future_token_never_changes_an_earlier_output(ops, length, cut, heads,
 def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, lengths, late, heads, seed):
     whole = packed(lengths)
     q, k, v = draw(seed, whole, heads, 4)
-    expected, _ = forward(ops, OP, q, k, v, *whole.places, 0.5)
+    expected, _ = forward(ops, OP, q, k, v, whole.plan(ops), 0.5)
     cache_k, cache_v = np.random.default_rng(seed).standard_normal((2, *k.shape))  # what stood there before
     for step in range(20):
         t = step - np.array(late[: len(lengths)])  # where each sequence is: some begin later than others
@@ -221,7 +224,7 @@ def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, length
         rows = starts + t[alive]
         cache_k[rows], cache_v[rows] = k[rows], v[rows]
         places = [np.arange(len(rows)), np.ones(len(rows), np.int64), starts, seen]
-        o, _ = forward(ops, OP, q[rows], cache_k, cache_v, *places, 0.5)
+        o, _ = forward(ops, OP, q[rows], cache_k, cache_v, ops.attention_plan(*places), 0.5)
         check_close(o, expected[rows])
 
 
@@ -231,8 +234,8 @@ def test_grouped_heads_equal_key_heads_repeated(ops, sequences, heads, seed):
     q, k, v = draw(seed, layout, heads, 4)
     kv_heads, group = heads
     repeated = [np.repeat(x, group, axis=1) for x in (k, v)]
-    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
-    o_repeated, saved_repeated = forward(ops, OP, q, *repeated, *layout.places, 0.5)
+    o, saved = forward(ops, OP, q, k, v, layout.plan(ops), 0.5)
+    o_repeated, saved_repeated = forward(ops, OP, q, *repeated, layout.plan(ops), 0.5)
     check_close(o, o_repeated)
     dq, dk, dv = backward(ops, OP, np.cos(q), saved)
     dq_repeated, *dkv_repeated = backward(ops, OP, np.cos(q), saved_repeated)
@@ -245,7 +248,7 @@ def test_grouped_heads_equal_key_heads_repeated(ops, sequences, heads, seed):
 def test_a_sequence_of_one_token_says_its_value(ops, count, heads, seed):
     layout = packed([1] * count)
     q, k, v = draw(seed, layout, heads, 4)
-    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    o, saved = forward(ops, OP, q, k, v, layout.plan(ops), 0.5)
     np.testing.assert_array_equal(o, np.repeat(v, heads[1], axis=1))
     dq, dk, _ = backward(ops, OP, np.ones_like(o), saved)
     assert np.abs(dq).max() < 1e-14
@@ -255,7 +258,7 @@ def test_a_sequence_of_one_token_says_its_value(ops, count, heads, seed):
 def test_extreme_scores_give_finite_numbers_and_no_warning(ops):  # pytest turns a warning into an error
     layout = packed([4, 3])
     q, k, v = draw(0, layout, (1, 2), 4, np.float32)
-    o, saved = forward(ops, OP, 1e3 * q, 1e3 * k, v, *layout.places, 0.5)
+    o, saved = forward(ops, OP, 1e3 * q, 1e3 * k, v, layout.plan(ops), 0.5)
     for array in (o, *backward(ops, OP, np.ones_like(o), saved)):
         assert np.isfinite(array).all()
     assert np.abs(o).max() <= np.abs(v).max()
@@ -264,7 +267,7 @@ def test_extreme_scores_give_finite_numbers_and_no_warning(ops):  # pytest turns
 def test_no_sequence_at_all_is_no_error(ops):
     layout = packed([])
     q, k, v = draw(0, layout, (1, 2), 4)
-    o, saved = forward(ops, OP, q, k, v, *layout.places, 0.5)
+    o, saved = forward(ops, OP, q, k, v, layout.plan(ops), 0.5)
     assert o.shape == (0, 2, 4)
     assert [x.shape for x in backward(ops, OP, o, saved)] == [(0, 2, 4), (0, 1, 4), (0, 1, 4)]
 
@@ -276,4 +279,4 @@ def test_more_queries_than_keys_are_refused(ops, queries, keys):
     layout = scattered(np.random.default_rng(0), queries, keys)
     few = next(f"{n} queries but {m} keys" for n, m in zip(queries, keys, strict=True) if n > m)
     with pytest.raises(ValueError, match=few):
-        forward(ops, OP, *draw(0, layout, (1, 1), 2), *layout.places, 0.5)
+        layout.plan(ops)

@@ -17,7 +17,7 @@ SCRIPT = """if True:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     if {keep}:
-        reference.keep_freed_memory()
+        reference.prepare()
     faults()
     print(faults())
 """

@@ -1,10 +1,8 @@
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import (
-    TOLERANCE,
     backward,
     check_against_torch,
     check_central_differences,
@@ -12,10 +10,13 @@ from op_checks import (
     dtypes,
     every_backend,
     forward,
+    on,
     seeds,
 )
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from rope_settings import settings_of_models, transformers_rope
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from minitinker.model.frequencies import rope_frequencies
 
 pytestmark = every_backend
 
@@ -34,37 +35,6 @@ def torch_rope(x, cos, sin):
     x1, x2 = x.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
-
-
-def transformers_rope(head_dim, theta, llama3):
-    """The rotary embedding of transformers' Llama."""
-    scaling = None
-    if llama3 is not None:
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        scaling = {"rope_type": "llama3", **dict(zip(names, llama3, strict=True))}
-    return LlamaRotaryEmbedding(
-        LlamaConfig(
-            hidden_size=4 * head_dim,
-            num_attention_heads=4,
-            head_dim=head_dim,
-            max_position_embeddings=100_000,
-            rope_theta=theta,
-            rope_scaling=scaling,
-        )
-    )
-
-
-settings_of_models = pytest.mark.parametrize(
-    ("head_dim", "theta", "llama3"),
-    [
-        (64, 10_000.0, None),
-        (128, 1_000_000.0, None),
-        (2, 10_000.0, None),
-        (64, 500_000.0, (32.0, 1.0, 4.0, 8192)),
-        (128, 500_000.0, (8.0, 1.0, 4.0, 8192)),
-        (32, 10_000.0, (4.0, 2.0, 3.0, 128)),
-    ],
-)
 
 
 @given(shape=shapes, seed=seeds)
@@ -101,7 +71,7 @@ def test_norms_are_preserved(ops, shape, dtype, seed):
 def test_the_product_of_a_query_and_a_key_depends_only_on_how_far_they_are_apart(ops, shift, seed):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((2, 1, 16))
-    frequencies = ops.rope_frequencies(16, 10_000.0)
+    frequencies = rope_frequencies(16, 10_000.0)
 
     def product(positions):
         angles = positions[:, None] * frequencies
@@ -113,22 +83,13 @@ def test_the_product_of_a_query_and_a_key_depends_only_on_how_far_they_are_apart
 
 
 @settings_of_models
-def test_frequencies_are_those_of_transformers(ops, head_dim, theta, llama3):
-    frequencies = np.asarray(ops.rope_frequencies(head_dim, theta, llama3))
-    expected = transformers_rope(head_dim, theta, llama3).inv_freq.numpy()
-    assert frequencies.dtype == np.float64
-    # transformers rounds to float32 in between, relative to each frequency
-    np.testing.assert_allclose(frequencies, expected, rtol=TOLERANCE[np.dtype(np.float32)], atol=0)
-
-
-@settings_of_models
 def test_table_and_turn_are_those_of_transformers(ops, head_dim, theta, llama3):
     positions = np.array(
         [0, 1, 2, 3, 50, 200, 199]
     )  # small: transformers' angles are float32, in error by position
     rope = transformers_rope(head_dim, theta, llama3)
     x = np.random.default_rng(0).standard_normal((len(positions), 3, head_dim), np.float32)
-    cos, sin = ops.rope_table(ops.array(positions), ops.rope_frequencies(head_dim, theta, llama3))
+    cos, sin = ops.rope_table(*on(ops, [positions, rope_frequencies(head_dim, theta, llama3)]))
     y = ops.to_numpy(ops.rope_forward(ops.array(x), cos, sin)[0])
     cos, sin = ops.to_numpy(cos), ops.to_numpy(sin)
     their_cos, their_sin = rope(torch.tensor(x), torch.tensor(positions)[None])
@@ -142,7 +103,7 @@ def test_table_and_turn_are_those_of_transformers(ops, head_dim, theta, llama3):
 
 def test_the_table_is_exact_at_far_positions(ops):
     positions, frequencies = np.array([0, 1, 8191, 131_071]), np.array([1.0, 0.3, 1e-5])
-    cos, sin = (ops.to_numpy(x) for x in ops.rope_table(ops.array(positions), frequencies))
+    cos, sin = (ops.to_numpy(x) for x in ops.rope_table(*on(ops, [positions, frequencies])))
     angles = positions[:, None] * frequencies
     np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=np.finfo(np.float32).eps)
     np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=np.finfo(np.float32).eps)

@@ -11,7 +11,6 @@ from tiny_models import VOCAB, make_model, make_trainer, to_peft
 from minitinker import reference
 from minitinker.engine.sampler import Sampler, SampleRequest, Uniforms
 from minitinker.engine.stopping import StopRule
-from minitinker.model import transformer
 from minitinker.model.weights import load_base_model
 
 NEVER = StopRule(frozenset(), (), str)
@@ -144,7 +143,7 @@ def test_without_a_seed_no_two_requests_draw_the_same(sampler):
 def test_a_request_gets_the_same_alone_and_among_others_with_other_adapters(
     model, sampler, snapshots, monkeypatch
 ):
-    monkeypatch.setattr(transformer, "HEAD_BYTES", 3 * 4 * VOCAB)  # three rows go through the head at once
+    monkeypatch.setattr(reference, "HEAD_BYTES", 3 * 4 * VOCAB)  # three rows go through the head at once
     rng = np.random.default_rng(0)
 
     asked = [

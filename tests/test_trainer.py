@@ -33,9 +33,7 @@ from trainer_checks import (
 )
 
 from minitinker import reference
-from minitinker.engine import trainer as trainer_file
 from minitinker.losses import LOSSES, find_loss
-from minitinker.model import transformer
 from minitinker.model.weights import load_base_model
 from minitinker.types import AdamParams, Datum
 
@@ -199,8 +197,8 @@ def test_k_targets_are_k_targets_of_the_same_position(base):
 def test_how_the_work_is_split_changes_nothing_beyond_rounding(base, monkeypatch, budget, width, head_rows):
     data = make_batch((7, 1, 33, 12, 3, 25), "importance_sampling")
     expected, grad = gradient_of(base, data, "importance_sampling")
-    monkeypatch.setattr(trainer_file, "MICRO_BATCH_TOKENS", budget)
-    monkeypatch.setattr(transformer, "HEAD_BYTES", 4 * VOCAB * head_rows)
+    monkeypatch.setattr(reference, "MICRO_BATCH_TOKENS", budget)
+    monkeypatch.setattr(reference, "HEAD_BYTES", 4 * VOCAB * head_rows)
     monkeypatch.setattr(reference, "width", lambda: width)
     output, split = gradient_of(base, data, "importance_sampling")
     assert output.loss == pytest.approx(expected.loss, rel=LOSS)
@@ -311,7 +309,7 @@ def a_run(base, seed):
 
 
 def test_the_same_calls_give_the_same_bits(base, monkeypatch):
-    monkeypatch.setattr(trainer_file, "MICRO_BATCH_TOKENS", 40)
+    monkeypatch.setattr(reference, "MICRO_BATCH_TOKENS", 40)
     monkeypatch.setattr(reference, "width", lambda: 2)  # micro-batches side by side, whatever the machine
     assert a_run(base, 5) == a_run(base, 5)
     assert a_run(base, 5) != a_run(base, 6)

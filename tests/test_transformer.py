@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, VOCAB, from_peft, make_model, relative_errors, to_peft
 
 from minitinker import reference
-from minitinker.model import transformer
 from minitinker.model.adapter import adapter_spec, views
 from minitinker.model.packing import pack, pack_for_cache
 from minitinker.model.transformer import (
@@ -264,7 +263,7 @@ def test_the_size_of_the_heads_chunks_changes_nothing(base, monkeypatch, chunk):
     h = hidden_states(net, pack(draw_sequences([10, 4])))[0]
     targets = draw_sequences([14], 1)[0]
     before = target_logprobs(net, h, targets), top_logprobs(net, h, 3)
-    monkeypatch.setattr(transformer, "HEAD_BYTES", chunk * 4 * VOCAB)
+    monkeypatch.setattr(reference, "HEAD_BYTES", chunk * 4 * VOCAB)
     assert [len(range(14)[rows]) for rows in head_chunks(net, 14)][:-1] == [chunk] * (-(-14 // chunk) - 1)
     close(target_logprobs(net, h, targets), before[0], 1e-6)
     for ours, theirs in zip(top_logprobs(net, h, 3), before[1], strict=True):
@@ -275,7 +274,7 @@ def test_the_size_of_the_heads_chunks_changes_nothing(base, monkeypatch, chunk):
 @given(tokens=st.integers(0, 50), size=st.integers(1, 20 * 4 * VOCAB))
 def test_the_heads_chunks_cover_every_row_once(base, tokens, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer, "HEAD_BYTES", size)
+        patch.setattr(reference, "HEAD_BYTES", size)
         chunks = list(head_chunks(network(base), tokens))
     assert [row for rows in chunks for row in range(tokens)[rows]] == list(range(tokens))
     for rows in chunks:

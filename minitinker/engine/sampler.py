@@ -32,7 +32,6 @@ Array = Any
 SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are too small to share among cores
 PROMPT_TOKENS = 2048  # of prompts that one step takes in, and
 SAMPLES = 1024  # of sequences that decode together; both give way to a single request that is larger
-MERGED_BYTES = 64 << 20  # of a base model that is small enough for a second copy, with an adapter merged in
 MORE_ROWS = 64  # cache rows a sequence gets beyond its prompt at first; they double when they are full
 
 
@@ -179,7 +178,7 @@ class Sampler:
             all(s.tokens for s in fed)
             and snapshots
             and not any(owners)
-            and self._weight_bytes <= MERGED_BYTES
+            and self._weight_bytes <= self._ops.MERGED_BYTES
         ):
             net = self._merged_network(snapshots[0])
         else:

@@ -20,7 +20,7 @@ class Session:
     """Lives as long as any client of it; then its worker ends."""
 
     def __init__(self, ops: ModuleType, storage: Path) -> None:
-        ops.keep_freed_memory()
+        ops.prepare()
         self.ops = ops
         self.store = CheckpointStore(storage)
         self.worker = Worker()

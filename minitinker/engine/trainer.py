@@ -30,8 +30,6 @@ from minitinker.types import AdamParams, Datum, ForwardBackwardOutput, TensorDat
 Array = Any
 CustomLoss = Callable[[list[Datum], list[Any]], tuple[Any, Mapping[str, float]]]
 
-MICRO_BATCH_TOKENS = 2048  # about; bounds the activations that are alive at once
-
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
@@ -122,6 +120,7 @@ class Trainer:
             self.grad,
             self.m,
             self.v,
+            None,
             norm,
             self.step,
             adam.learning_rate,
@@ -157,7 +156,7 @@ class Trainer:
         examples = check_data(data, loss_fn, model.vocab_size, model.max_position_embeddings)
         lengths = [len(example.tokens) for example in examples]
         width = self.ops.width()
-        count = width * math.ceil(sum(lengths) / (width * MICRO_BATCH_TOKENS))
+        count = width * math.ceil(sum(lengths) / (width * self.ops.MICRO_BATCH_TOKENS))
         parts = [examples[part.start : part.stop] for part in micro_batches(lengths, count)]
 
         def run(part: list[Example]) -> tuple[float, list[Array], Array | None]:

@@ -10,17 +10,17 @@ cannot tell. A forward returns what its backward needs; a backward adds the grad
 """
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from minitinker.model.config import ModelConfig
+from minitinker.model.frequencies import rope_frequencies
 from minitinker.model.packing import Packed
 
 Array = Any  # an array of the backend: NumPy's or torch's
-HEAD_BYTES = 16 << 20  # logits at once
 Grads = dict[str, tuple[Array, Array]]  # module name -> gradients of A and B, in the stacked shapes
 
 
@@ -57,14 +57,17 @@ def hidden_states(
     With a cache, keys and values of the batch are written to it and attention reads from it.
     """
     config, ops = net.config, net.ops
-    scaling = None if config.rope_scaling is None else astuple(config.rope_scaling)
-    frequencies = ops.rope_frequencies(config.head_dim, config.rope_theta, scaling)
-    rope = ops.rope_table(batch.positions, frequencies)
+    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    rope = ops.rope_table(ops.array(batch.positions), ops.array(frequencies))
+    plan = ops.attention_plan(batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths)
+    cache_rows = None if cache is None else ops.array(batch.cache_rows)
     x = ops.embedding(ops.array(batch.tokens), net.weights["model.embed_tokens.weight"])
     saved_layers = []
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
-        attended, saved_attention = _attention_forward(net, layer, x, rope, batch, _layer(cache, i))
+        attended, saved_attention = _attention_forward(
+            net, layer, x, rope, plan, _layer(cache, i), cache_rows
+        )
         attended += x
         x, saved_mlp = _mlp_forward(net, layer, attended)
         x += attended
@@ -86,8 +89,8 @@ def hidden_states_backward(net: Network, dh: Array, saved: Any, grads: Grads) ->
 
 
 def head_chunks(net: Network, tokens: int) -> Iterator[slice]:
-    """Rows that go through the head together, so that their logits take about HEAD_BYTES."""
-    rows = max(1, HEAD_BYTES // (4 * net.config.vocab_size))
+    """Rows that go through the head together, so that their logits take about ops.HEAD_BYTES."""
+    rows = max(1, net.ops.HEAD_BYTES // (4 * net.config.vocab_size))
     for start in range(0, tokens, rows):
         yield slice(start, min(start + rows, tokens))
 
@@ -129,8 +132,9 @@ def _attention_forward(
     layer: str,
     x: Array,
     rope: tuple[Array, Array],
-    batch: Packed,
+    plan: Any,
     cache: tuple[Array, Array] | None,
+    cache_rows: Array,
 ) -> tuple[Array, Any]:
     config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
     h, saved_norm = _norm_forward(net, f"{layer}.input_layernorm", x)
@@ -147,11 +151,9 @@ def _attention_forward(
     q, saved_q_rope = ops.rope_forward(q, *rope)
     k, saved_k_rope = ops.rope_forward(k, *rope)
     if cache is not None:
-        cache[0][batch.cache_rows], cache[1][batch.cache_rows] = k, v
+        cache[0][cache_rows], cache[1][cache_rows] = k, v
         k, v = cache
-    o, saved_attention = ops.attention_forward(
-        q, k, v, batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths, config.head_dim**-0.5
-    )
+    o, saved_attention = ops.attention_forward(q, k, v, plan, config.head_dim**-0.5)
     o = o.reshape(-1, config.num_attention_heads * config.head_dim)
     y, saved_o = _linear_forward(net, f"{attn}.o_proj", o)
     q_saved, k_saved = (saved_q, saved_q_norm, saved_q_rope), (saved_k, saved_k_norm, saved_k_rope)

@@ -1,0 +1,61 @@
+"""Every op of a LoRA transformer in Triton, forward and backward: the equations of `reference/`, to be fast.
+
+    op_forward(inputs..., scalars...) -> (out, saved)
+    op_backward(dout, saved) -> gradients, in the order of the forward's arguments, frozen inputs left out
+    op(...) -> out              no gradient
+    op_(...) -> None            writes in place
+
+`saved` is opaque: only its own backward unpacks it. Arrays are torch tensors, which torch only allocates: weights
+and activations bfloat16 or float32, an adapter's gradients and moments float32; float64 goes too, for gradient
+checks. Sums are formed in float32 (in float64 for float64).
+
+Each row's bits depend on that row alone: the tiles in which a sum is formed are fixed by the shapes of the
+weights, never by the batch; there are no atomics and no autotuning.
+"""
+
+from .adamw import adamw_, global_norm
+from .array import array, to_numpy, zeros
+from .attention import attention_backward, attention_forward, attention_plan
+from .embedding import embedding
+from .logprob import logprob_backward, logprob_forward
+from .lora_linear import lora_linear_backward, lora_linear_forward, lora_merge
+from .memory import HEAD_BYTES, MERGED_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
+from .rms_norm import rms_norm_backward, rms_norm_forward
+from .rope import rope_backward, rope_forward, rope_table
+from .sample import sample
+from .side_by_side import on_one_core, side_by_side, width
+from .swiglu import swiglu_backward, swiglu_forward
+
+__all__ = [
+    "HEAD_BYTES",
+    "MERGED_BYTES",
+    "MICRO_BATCH_TOKENS",
+    "OutOfMemory",
+    "adamw_",
+    "array",
+    "attention_backward",
+    "attention_forward",
+    "attention_plan",
+    "embedding",
+    "free_memory",
+    "global_norm",
+    "logprob_backward",
+    "logprob_forward",
+    "lora_linear_backward",
+    "lora_linear_forward",
+    "lora_merge",
+    "on_one_core",
+    "prepare",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rope_backward",
+    "rope_forward",
+    "rope_table",
+    "sample",
+    "side_by_side",
+    "swiglu_backward",
+    "swiglu_forward",
+    "to_numpy",
+    "width",
+    "zeros",
+]

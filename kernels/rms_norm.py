@@ -1,0 +1,6 @@
+def rms_norm_backward(*args):
+    raise RuntimeError("not written yet")
+
+
+def rms_norm_forward(*args):
+    raise RuntimeError("not written yet")
