@@ -7,8 +7,32 @@ import torch
 import triton
 import triton.language as tl
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1, on a CPU; no bfloat16 there
-DEVICE = "cpu" if INTERPRETED else "cuda"
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: on a CPU, slowly, to check numbers
+DEVICE, DTYPE = ("cpu", "float32") if INTERPRETED else ("cuda:0", "bfloat16")
+
+
+def place(device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
+    """The device and the dtype of activations to compute with. Raises ValueError for one that cannot be had."""
+    device, dtype = device or DEVICE, dtype or DTYPE
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}; the kernels compute in 'bfloat16' or 'float32'")
+    if INTERPRETED:
+        if device != DEVICE:
+            raise ValueError(f"device is {device!r}, but TRITON_INTERPRET is set: the interpreter runs on 'cpu'")
+        if dtype != DTYPE:
+            raise ValueError("dtype is 'bfloat16', which Triton's interpreter computes wrongly; use 'float32'")
+        return device, dtype
+    count = torch.cuda.device_count()
+    names = [f"cuda:{i}" for i in range(count)]
+    if count == 0:
+        raise ValueError(
+            "torch sees no NVIDIA GPU, which the kernels need; with TRITON_INTERPRET=1 in the environment they run"
+            " on a CPU, slowly, to check numbers"
+        )
+    device = names[0] if device == "cuda" else device
+    if device not in names:
+        raise ValueError(f"device is {device!r}; there is: {', '.join(names)}")
+    return device, dtype
 
 
 def array(x: Any, dtype: Any = None, device: str | None = None) -> torch.Tensor:

@@ -1,10 +1,423 @@
-def lora_linear_backward(*args):
-    raise RuntimeError("not written yet")
+"""A frozen linear layer with low-rank adapters (Hu et al. 2021, arXiv:2106.09685).
+
+forward    y  = x W^T + bias + s (x A^T) B^T        A, B, s of the row's adapter
+backward   u  = s dy B
+           dx = dy W + u A
+           dA = u^T x
+           dB = s dy^T (x A^T)
+
+W + s B A is never formed for the rows to go through: a choice by the number of tokens would change their bits.
+Three kernels, each for both directions, since W^T and A^T are W and A with other strides:
+
+narrow     xa = s x A^T                    u  = s dy B
+product    y  = x W^T + xa B^T + bias      dx = dy W + u A       both products into one accumulator
+gradient   dB = dy^T xa                    dA = u^T x            chunks of tokens first, then their sum
+
+Rows of many adapters stand in one tile in any order; each product of an adapter changes its own rows only.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .array import array, sum_dtype
+
+# The order of every sum: over d_in, d_out, rank and tokens in blocks of this many numbers, by dtype alone.
+_BLOCK_K = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 16}
+# The tiles partition the output and order no sum, so they may vary: rows, columns, warps, stages of the pipeline.
+# A few rows (decoding) take narrow tiles, so that all multiprocessors read from W. 64 rows are the fewest: below
+# that Hopper takes another instruction, which may round otherwise. Without tensor cores, as in float32, operands
+# go through registers, and tiles are small.
+_FEW_ROWS = 128
+_TILE_OF_FEW = {torch.bfloat16: (64, 32, 4, 8), torch.float32: (64, 32, 4, 4), torch.float64: (64, 32, 4, 3)}
+_TILE_OF_MANY = {
+    torch.bfloat16: (128, 256, 8, 4),
+    torch.float32: (64, 64, 4, 3),
+    torch.float64: (64, 64, 4, 3),
+}
+# Where each row has an adapter of its own, registers hold two accumulators, each of half as many columns.
+_TILE_OF_MIXED = _TILE_OF_FEW | {torch.bfloat16: (128, 128, 8, 4)}
+_MOST_RANK = {torch.bfloat16: 128, torch.float32: 64, torch.float64: 64}  # columns of a tile over rank
+_CHUNK = 512  # tokens of one partial sum of dA, dB
+_PARTIAL_BYTES = 64 << 20  # of partial sums that exist at once, about
 
 
-def lora_linear_forward(*args):
-    raise RuntimeError("not written yet")
+def lora_linear_forward(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    a: torch.Tensor | None,
+    b: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    adapter: torch.Tensor | None,
+) -> tuple[torch.Tensor, Any]:
+    """x: (tokens, d_in), w: (d_out, d_in), bias: (d_out,) or None -> y: (tokens, d_out).
+
+    a: (adapters, rank, d_in), b: (adapters, d_out, rank), scale: (adapters,); all None: no adapter at all.
+    adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row.
+    x, w, bias, a and b have one dtype, y too; scale is float32. w, a and b may have any strides.
+    """
+    x = x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    if a is None or b is None or scale is None:
+        return _product(x, w, bias), (x, w, None, None, None, None, None)
+    scale = scale.contiguous()
+    adapter = None if adapter is None else adapter.contiguous()
+    xa = _narrow(x, a, scale, adapter)
+    return _product(x, w, bias, xa, b, adapter), (x, w, a, b, scale, adapter, xa)
 
 
-def lora_merge(*args):
-    raise RuntimeError("not written yet")
+def lora_linear_backward(
+    dy: torch.Tensor, saved: Any
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """dy: (tokens, d_out) -> dx: (tokens, d_in), da: (adapters, rank, d_in), db: (adapters, d_out, rank).
+
+    da and db are float32, float64 for a float64 dy.
+    """
+    x, w, a, b, scale, adapter, xa = saved
+    dy = dy.contiguous()
+    if a is None:
+        return _product(dy, w.mT, None), None, None
+    u = _narrow(dy, b.mT, scale, adapter)
+    dx = _product(dy, w.mT, None, u, a.mT, adapter)
+    da, db = (torch.zeros(like.shape, dtype=_wide(dy), device=dy.device) for like in (a, b))
+    _gradient(u, x, adapter, da)
+    _gradient(xa, dy, adapter, db.mT)
+    return dx, da, db
+
+
+def lora_weight(w: Any, dtype: Any = "float32", device: str | None = None) -> torch.Tensor:
+    """A frozen W: (d_out, d_in) as it lies best in memory: here row by row. dtype and device as in `array`."""
+    return array(w, dtype, device)
+
+
+def lora_merge(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """W' = W + s B A of one adapter: w: (d_out, d_in), a: (1, rank, d_in), b: (1, d_out, rank) -> like w."""
+    w, a, b = w.contiguous(), a.contiguous(), b.contiguous()
+    merged = torch.empty_like(w)
+    (d_out, d_in), rank = w.shape, a.shape[1]
+    grid = (triton.cdiv(d_in, 64), triton.cdiv(d_out, 64))
+    _merge_kernel[grid](
+        w, a, b, scale, merged, d_in, d_out, rank, BLOCK=64, BLOCK_K=_BLOCK_K[w.dtype], SUM=sum_dtype(w)
+    )
+    return merged
+
+
+@triton.jit
+def _merge_kernel(
+    w_ptr,
+    a_ptr,
+    b_ptr,
+    scale_ptr,
+    merged_ptr,
+    d_in,
+    d_out,
+    rank,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    outs = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    ins = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ba = tl.zeros((BLOCK, BLOCK), SUM)
+    for start in range(0, rank, BLOCK_K):
+        r = start + tl.arange(0, BLOCK_K)
+        b_mask = (outs < d_out)[:, None] & (r < rank)[None, :]
+        a_mask = (r < rank)[:, None] & (ins < d_in)[None, :]
+        b = tl.load(b_ptr + outs[:, None] * rank + r[None, :], mask=b_mask, other=0.0)
+        a = tl.load(a_ptr + r[:, None] * d_in + ins[None, :], mask=a_mask, other=0.0)
+        ba = tl.dot(b, a, ba, input_precision="ieee", out_dtype=SUM)
+    mask = (outs < d_out)[:, None] & (ins < d_in)[None, :]
+    place = outs[:, None] * d_in + ins[None, :]
+    w = tl.load(w_ptr + place, mask=mask).to(SUM)
+    merged = w + tl.load(scale_ptr).to(SUM) * ba
+    tl.store(merged_ptr + place, merged.to(merged_ptr.dtype.element_ty), mask=mask)
+
+
+def _narrow(
+    x: torch.Tensor, a: torch.Tensor, scale: torch.Tensor, adapter: torch.Tensor | None
+) -> torch.Tensor:
+    """x: (tokens, d_in), a: (adapters, rank, d_in) -> s x A^T: (tokens, rank), rows without adapter unwritten."""
+    tokens, d_in = x.shape
+    adapters, rank, _ = a.shape
+    xa = torch.empty((tokens, rank), dtype=x.dtype, device=x.device)
+    block_r = 16 if tokens <= _FEW_ROWS else _block_r(rank, x.dtype)
+    grid = (triton.cdiv(tokens, 64), triton.cdiv(rank, block_r), 1 if adapter is None else adapters)
+    _narrow_kernel[grid](
+        x,
+        a,
+        scale,
+        adapter,
+        xa,
+        tokens,
+        d_in,
+        rank,
+        *a.stride(),
+        BLOCK_M=64,
+        BLOCK_R=block_r,
+        BLOCK_K=2 * _BLOCK_K[x.dtype],
+        SUM=sum_dtype(x),
+        num_stages=8 if tokens <= _FEW_ROWS else 4,
+    )
+    return xa
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _narrow_kernel(
+    x_ptr,
+    a_ptr,
+    scale_ptr,
+    adapter_ptr,
+    xa_ptr,
+    tokens,
+    d_in,
+    rank,
+    a_stride,
+    a_stride_rank,
+    a_stride_in,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    i = tl.program_id(2)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mine = rows < tokens
+    if adapter_ptr is not None:
+        mine = mine & (tl.load(adapter_ptr + rows, mask=mine, other=-1) == i)
+    if tl.max(mine.to(tl.int32), axis=0) == 0:
+        return
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    k = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
+    a_ptrs = a_ptr + tl.cast(i, tl.int64) * a_stride + r[None, :] * a_stride_rank + k[:, None] * a_stride_in
+    xa = tl.zeros((BLOCK_M, BLOCK_R), SUM)
+    for start in range(0, d_in, BLOCK_K):
+        inside = k < d_in - start
+        x = tl.load(x_ptrs, mask=mine[:, None] & inside[None, :], other=0.0)
+        a = tl.load(a_ptrs, mask=inside[:, None] & (r < rank)[None, :], other=0.0)
+        xa = tl.dot(x, a, xa, input_precision="ieee", out_dtype=SUM)
+        x_ptrs += BLOCK_K
+        a_ptrs += BLOCK_K * a_stride_in
+    xa = tl.load(scale_ptr + i).to(SUM) * xa
+    xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank + r[None, :]
+    tl.store(xa_ptrs, xa.to(xa_ptr.dtype.element_ty), mask=mine[:, None] & (r < rank)[None, :])
+
+
+def _product(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    xa: torch.Tensor | None = None,
+    b: torch.Tensor | None = None,
+    adapter: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x: (tokens, d_in), w: (d_out, d_in), xa: (tokens, rank), b: (adapters, d_out, rank) -> y: (tokens, d_out)."""
+    tokens, d_in = x.shape
+    d_out = len(w)
+    adapters, _, rank = (0, 0, 0) if b is None else b.shape
+    if tokens <= _FEW_ROWS:
+        tile = _TILE_OF_FEW[x.dtype]
+    else:
+        tile = (_TILE_OF_MANY if adapter is None else _TILE_OF_MIXED)[x.dtype]
+    block_m, block_n, warps, stages = tile
+    y = torch.empty((tokens, d_out), dtype=x.dtype, device=x.device)
+    grid = (triton.cdiv(tokens, block_m) * triton.cdiv(d_out, block_n),)
+    _product_kernel[grid](
+        x,
+        w,
+        bias,
+        xa,
+        b,
+        adapter,
+        y,
+        tokens,
+        d_in,
+        d_out,
+        rank,
+        adapters,
+        *w.stride(),
+        *((0, 0, 0) if b is None else b.stride()),
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=_BLOCK_K[x.dtype],
+        SUM=sum_dtype(x),
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return y
+
+
+@triton.jit(do_not_specialize=["tokens", "adapters"])
+def _product_kernel(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    xa_ptr,
+    b_ptr,
+    adapter_ptr,
+    y_ptr,
+    tokens,
+    d_in,
+    d_out,
+    rank,
+    adapters,
+    w_stride_out,
+    w_stride_in,
+    b_stride,
+    b_stride_out,
+    b_stride_rank,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    # Programs that run at the same time share few rows of x and few of W: down 16 tiles, then to the right.
+    row_tiles, column_tiles = tl.cdiv(tokens, BLOCK_M), tl.cdiv(d_out, BLOCK_N)
+    pid = tl.program_id(0)
+    row_tile, column_tile = tl.swizzle2d(pid // column_tiles, pid % column_tiles, row_tiles, column_tiles, 16)
+    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_mask, column_mask = (rows < tokens)[:, None], (columns < d_out)[None, :]
+
+    k = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
+    w_ptrs = w_ptr + columns.to(tl.int64)[None, :] * w_stride_out + k[:, None] * w_stride_in
+    y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
+    for start in range(0, d_in, BLOCK_K):
+        inside = k < d_in - start
+        x = tl.load(x_ptrs, mask=row_mask & inside[None, :], other=0.0)
+        w = tl.load(w_ptrs, mask=inside[:, None] & column_mask, other=0.0)
+        y = tl.dot(x, w, y, input_precision="ieee", out_dtype=SUM)
+        x_ptrs += BLOCK_K
+        w_ptrs += BLOCK_K * w_stride_in
+
+    if xa_ptr is not None:
+        xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank + k[None, :]
+        b_ptrs = b_ptr + columns.to(tl.int64)[None, :] * b_stride_out + k[:, None] * b_stride_rank
+        if adapter_ptr is None:
+            y = _plus_expansion(y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_K, SUM)
+        else:
+            adapter = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1)
+            for i in range(adapters):
+                mine = (adapter == i)[:, None]
+                if tl.max((adapter == i).to(tl.int32), axis=0) > 0:
+                    theirs = _plus_expansion(
+                        y, xa_ptrs, b_ptrs, mine, column_mask, rank, b_stride_rank, BLOCK_K, SUM
+                    )
+                    # Chosen, not added as zeros: what is not finite in this adapter stays out of other rows.
+                    y = tl.where(mine, theirs, y)
+                b_ptrs += b_stride
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + columns, mask=columns < d_out, other=0.0).to(SUM)[None, :]
+    y_ptrs = y_ptr + rows.to(tl.int64)[:, None] * d_out + columns[None, :]
+    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=row_mask & column_mask)
+
+
+@triton.jit
+def _plus_expansion(
+    y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_K: tl.constexpr, SUM: tl.constexpr
+):
+    """y + xa B^T of one adapter."""
+    r = tl.arange(0, BLOCK_K)
+    for start in range(0, rank, BLOCK_K):
+        inside = r < rank - start
+        xa = tl.load(xa_ptrs + start, mask=row_mask & inside[None, :], other=0.0)
+        b = tl.load(b_ptrs + start * b_stride_rank, mask=inside[:, None] & column_mask, other=0.0)
+        y = tl.dot(xa, b, y, input_precision="ieee", out_dtype=SUM)
+    return y
+
+
+def _gradient(u: torch.Tensor, x: torch.Tensor, adapter: torch.Tensor | None, da: torch.Tensor) -> None:
+    """da: (adapters, rank, d_in) += u^T x over the rows of each adapter; u: (tokens, rank), x: (tokens, d_in)."""
+    (tokens, d_in), rank = x.shape, u.shape[1]
+    adapters = 1 if adapter is None else len(da)
+    size = adapters * rank * d_in
+    block_r = _block_r(rank, x.dtype)
+    step = _CHUNK * max(1, _PARTIAL_BYTES // (size * da.element_size()))
+    for start in range(0, tokens, step):
+        some = slice(start, min(start + step, tokens))
+        chunks = triton.cdiv(some.stop - start, _CHUNK)
+        partial = torch.empty((chunks, size), dtype=da.dtype, device=da.device)
+        _partial_kernel[(triton.cdiv(d_in, 128) * triton.cdiv(rank, block_r), chunks, adapters)](
+            u[some],
+            x[some],
+            None if adapter is None else adapter[some],
+            partial,
+            some.stop - start,
+            d_in,
+            rank,
+            size,
+            *da.stride(),
+            CHUNK=_CHUNK,
+            BLOCK_N=128,
+            BLOCK_R=block_r,
+            BLOCK_T=_BLOCK_K[x.dtype],
+            SUM=sum_dtype(x),
+            num_stages=4,
+        )
+        _sum_kernel[(triton.cdiv(size, 1024),)](partial, da, chunks, size, BLOCK=1024)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _partial_kernel(
+    u_ptr,
+    x_ptr,
+    adapter_ptr,
+    partial_ptr,
+    tokens,
+    d_in,
+    rank,
+    size,
+    da_stride,
+    da_stride_rank,
+    da_stride_in,
+    CHUNK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """x^T u of one chunk, which lies in memory as dA does (or dB): x^T, since a tile of d_in is never too narrow."""
+    rank_tiles = tl.cdiv(rank, BLOCK_R)
+    n = tl.program_id(0) // rank_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    r = tl.program_id(0) % rank_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
+    chunk, i = tl.program_id(1), tl.program_id(2)
+    total = tl.zeros((BLOCK_N, BLOCK_R), SUM)
+    for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, tokens), BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        mine = t < tokens
+        if adapter_ptr is not None:
+            mine = mine & (tl.load(adapter_ptr + t, mask=mine, other=-1) == i)
+        rows = t.to(tl.int64)
+        x_mask = (n < d_in)[:, None] & mine[None, :]
+        x = tl.load(x_ptr + rows[None, :] * d_in + n[:, None], mask=x_mask, other=0.0)
+        u_mask = mine[:, None] & (r < rank)[None, :]
+        u = tl.load(u_ptr + rows[:, None] * rank + r[None, :], mask=u_mask, other=0.0)
+        total = tl.dot(x, u, total, input_precision="ieee", out_dtype=SUM)
+    partial_ptr += tl.cast(chunk, tl.int64) * size + tl.cast(i, tl.int64) * da_stride
+    place = n.to(tl.int64)[:, None] * da_stride_in + r[None, :] * da_stride_rank
+    tl.store(partial_ptr + place, total, mask=(n < d_in)[:, None] & (r < rank)[None, :])
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def _sum_kernel(partial_ptr, da_ptr, chunks, size, BLOCK: tl.constexpr):
+    """da += the partial sums, in the order of the tokens."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    da = tl.load(da_ptr + place, mask=place < size)
+    for _ in range(chunks):
+        da += tl.load(partial_ptr + place, mask=place < size)
+        partial_ptr += size
+    tl.store(da_ptr + place, da, mask=place < size)
+
+
+def _block_r(rank: int, dtype: torch.dtype) -> int:
+    """Columns of a tile over rank: a power of 2, at least what a dot takes, at most what registers hold."""
+    return min(_MOST_RANK[dtype], max(16, int(triton.next_power_of_2(rank))))
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """The dtype of gradients of A and B."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -4,27 +4,69 @@ A backend is a module of ops, chosen here and passed on as a value.
 """
 
 import os
+from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 from minitinker.errors import BadRequestError
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "kernels")
+_ON_DEVICE = (
+    "array",
+    "zeros",
+    "lora_weight",
+    "prepare",
+    "free_memory",
+)  # the ops that have no array to tell them where to work
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # there where an NVIDIA driver is: on Linux, and in Windows' Linux
 
 
-def load_backend(name: str | None = None) -> ModuleType:
-    """The module of ops called `name`, else the one $MINITINKER_BACKEND names, else `reference`.
+def load_backend(name: str | None = None, device: str | None = None, dtype: str | None = None) -> ModuleType:
+    """The module of ops called `name`, else the one $MINITINKER_BACKEND names, else `kernels` where torch sees a
+    GPU, else `reference`.
 
-    Raises BadRequestError for a name that is none of BACKENDS.
+    device: "cpu" for the reference, "cuda:0", ... for the kernels; dtype: that of base weights and activations,
+    "float32", or "bfloat16", the default on a GPU. The module's DEVICE and DTYPE tell them, and its makers of
+    arrays heed them. Raises BadRequestError for a name that is none of BACKENDS, a backend that cannot run here,
+    and a device or dtype that it does not have.
     """
-    name = name or os.environ.get("MINITINKER_BACKEND") or "reference"
+    name = name or os.environ.get("MINITINKER_BACKEND") or ("kernels" if _gpu() else "reference")
     if name not in BACKENDS:
-        raise BadRequestError(f"there is no backend {name!r}; there is: {', '.join(BACKENDS)}")
-    return import_module(f"minitinker.{name}")
+        raise BadRequestError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
+    # Triton warns where this is not set, since what it is by default will change; as it is, bits stay.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    try:
+        ops = import_module(f"minitinker.{name}")
+    except ModuleNotFoundError as error:
+        raise BadRequestError(
+            f"the backend {name!r} needs {error.name}, which is not installed: pip install 'minitinker[gpu]'"
+        ) from error
+    try:
+        device, dtype = ops.place(device, dtype)
+    except ValueError as error:
+        raise BadRequestError(str(error)) from error
+    if (device, dtype) == (ops.DEVICE, ops.DTYPE):
+        return ops
+    placed = ModuleType(ops.__name__, ops.__doc__)
+    vars(placed).update(vars(ops), DEVICE=device, DTYPE=dtype)
+    vars(placed).update({op: partial(getattr(ops, op), device=device) for op in _ON_DEVICE})
+    return placed
 
 
 def storage_folder() -> Path:
     """Where checkpoints live: $MINITINKER_HOME, else ~/.minitinker."""
     home = os.environ.get("MINITINKER_HOME")
     return Path(home).expanduser().absolute() if home else Path.home() / ".minitinker"
+
+
+def _gpu() -> bool:
+    """Whether torch sees a GPU. Where there is no driver, that is known without importing torch."""
+    if not any(os.path.exists(driver) for driver in _DRIVERS) or not (
+        find_spec("torch") and find_spec("triton")
+    ):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())

@@ -62,7 +62,7 @@ class SamplingClient(ClientFuture):
 
         def begin() -> _Source:
             state = session.store.load(path)
-            snapshot = Snapshot(state.spec, session.ops.array(state.flat))
+            snapshot = Snapshot(state.spec, session.ops.array(state.flat, session.ops.DTYPE))
             return _Source(state.base_model, session.load_base(state.base_model), snapshot)
 
         return cls(session, begin)

@@ -25,14 +25,28 @@ class ServiceClient:
 
     Args:
         user_metadata: notes that are saved with every checkpoint.
-        backend: "reference"; None takes $MINITINKER_BACKEND, else "reference".
+        backend: "reference" (NumPy) or "kernels" (Triton); None takes $MINITINKER_BACKEND, else "kernels" where
+            torch sees a GPU, else "reference".
+        device: "cuda:0", "cuda:1", ... for the kernels; None: the first one.
+        dtype: of base weights and activations on a GPU: "bfloat16", the default, or "float32".
+        recompute: whether the backward forms a layer's activations again instead of keeping them; None: where
+            they would not fit into memory otherwise.
 
     Checkpoints live in $MINITINKER_HOME, else in ~/.minitinker.
     """
 
-    def __init__(self, user_metadata: dict[str, str] | None = None, *, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        user_metadata: dict[str, str] | None = None,
+        *,
+        backend: str | None = None,
+        device: str | None = None,
+        dtype: Literal["bfloat16", "float32"] | None = None,
+        recompute: bool | None = None,
+    ) -> None:
         self._user_metadata = _checked(user_metadata)
-        self._session = Session(load_backend(backend), storage_folder())
+        self._recompute = conform(bool | None, recompute, "recompute")
+        self._session = Session(load_backend(backend, device, dtype), storage_folder())
 
     def create_lora_training_client(
         self,
@@ -170,7 +184,7 @@ class ServiceClient:
 
     def _run(self, base_model: str, spec: AdapterSpec, seed: int | None, notes: dict[str, str]) -> Run:
         base = self._session.load_base(base_model)
-        trainer = Trainer(self._session.ops, base, spec, seed)
+        trainer = Trainer(self._session.ops, base, spec, seed, self._recompute)
         return Run(uuid.uuid4().hex, base_model, trainer, self._user_metadata | notes)
 
 

@@ -9,11 +9,11 @@
 """
 
 from .adamw import adamw_, global_norm
-from .array import array, to_numpy, zeros
+from .array import DEVICE, DTYPE, array, place, to_numpy, zeros
 from .attention import attention_backward, attention_forward, attention_plan
 from .embedding import embedding
 from .logprob import logprob_backward, logprob_forward
-from .lora_linear import lora_linear_backward, lora_linear_forward, lora_merge
+from .lora_linear import lora_linear_backward, lora_linear_forward, lora_merge, lora_weight
 from .memory import HEAD_BYTES, MERGED_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_table
@@ -22,6 +22,8 @@ from .side_by_side import on_one_core, side_by_side, width
 from .swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
+    "DEVICE",
+    "DTYPE",
     "HEAD_BYTES",
     "MERGED_BYTES",
     "MICRO_BATCH_TOKENS",
@@ -39,7 +41,9 @@ __all__ = [
     "lora_linear_backward",
     "lora_linear_forward",
     "lora_merge",
+    "lora_weight",
     "on_one_core",
+    "place",
     "prepare",
     "rms_norm_backward",
     "rms_norm_forward",

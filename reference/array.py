@@ -3,6 +3,17 @@
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+DEVICE, DTYPE = "cpu", "float32"  # where arrays are, and the dtype of activations
+
+
+def place(device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
+    """The device and the dtype of activations to compute with. Raises ValueError for one that cannot be had."""
+    if device not in (None, DEVICE):
+        raise ValueError(f"device is {device!r}; the reference computes on the CPU: 'cpu' or None")
+    if dtype not in (None, DTYPE):
+        raise ValueError(f"dtype is {dtype!r}; the reference computes in 'float32'")
+    return DEVICE, DTYPE
+
 
 def array(x: ArrayLike, dtype: DTypeLike | None = None, device: str | None = None) -> NDArray[np.generic]:
     """The backend's array with the values of `x`; shares memory with `x` where it can.

@@ -1,7 +1,6 @@
 """How much at once, and what the C library does with the memory that arrays leave behind."""
 
 import ctypes
-import os
 import sys
 
 MICRO_BATCH_TOKENS = 2048  # about, that go through the layers together
@@ -32,6 +31,8 @@ def prepare(device: str | None = None) -> None:
 
 def free_memory(device: str | None = None) -> int | None:
     """Bytes that new arrays can take, or None where the system does not say."""
-    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
         return None
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

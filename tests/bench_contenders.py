@@ -12,16 +12,19 @@ import numpy as np
 from minitinker import AdamParams, Datum, ModelInput, SampledSequence, SamplingParams, ServiceClient
 
 MODELS = {  # layers, d, ffn, heads, kv heads, head_dim, vocabulary
+    "XS": (2, 32, 48, 4, 2, 8, 264),
     "S": (4, 128, 384, 4, 2, 32, 512),
     "M": (6, 256, 768, 8, 4, 32, 4096),
     "L": (4, 1024, 3072, 16, 8, 64, 32000),
+    "0.6B": (28, 1024, 3072, 16, 8, 128, 151_936),
+    "8B": (36, 4096, 12288, 32, 8, 128, 151_936),
 }
 NEW_TOKENS = 64
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0)
 
 
 def write_model(name: str, folder: str) -> None:
-    """A random model of MODELS as a Hugging Face folder. It has no end token."""
+    """A random model of MODELS as a Hugging Face folder, the large ones in bfloat16. It has no end token."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -34,12 +37,15 @@ def write_model(name: str, folder: str) -> None:
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=vocab,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+        tie_word_embeddings=name != "8B",
         eos_token_id=None,
     )
     torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    large = name in ("0.6B", "8B")
+    with torch.device("cuda" if large and torch.cuda.is_available() else "cpu"):
+        model = Qwen3ForCausalLM(config)
+    model.to(torch.bfloat16 if large else torch.float32).save_pretrained(folder)
 
 
 class Contender:
@@ -54,12 +60,19 @@ class Contender:
 
 
 class Minitinker(Contender):
-    def __init__(self, base: str, home: str, tokens: list[np.ndarray], targets: list[np.ndarray]) -> None:
+    def __init__(
+        self,
+        base: str,
+        home: str,
+        tokens: list[np.ndarray],
+        targets: list[np.ndarray],
+        backend: str = "reference",
+    ) -> None:
         """base: the model's folder, home: one for checkpoints. tokens, targets: (n,) int64 of each sequence."""
         os.environ["MINITINKER_HOME"] = home
         inputs = [ModelInput.from_ints(x.tolist()) for x in tokens]
         self.data = [Datum(x, {"target_tokens": y}) for x, y in zip(inputs, targets, strict=True)]
-        service = ServiceClient(backend="reference")
+        service = ServiceClient(backend=backend)
         first = service.create_lora_training_client(base, rank=32, seed=0, train_unembed=False)
         first.forward_backward(self.data, "cross_entropy")
         first.optim_step(AdamParams(learning_rate=1e-2))  # now B is not zero
@@ -88,21 +101,35 @@ class Minitinker(Contender):
 class Peft(Contender):
     """torch is imported in its methods, so that it is in this contender's process alone."""
 
-    def __init__(self, base: str, adapter: str, tokens: list[np.ndarray], targets: list[np.ndarray]) -> None:
-        """base and adapter: folders. tokens, targets: (n,) int64 of each sequence."""
+    def __init__(
+        self,
+        base: str,
+        adapter: str,
+        tokens: list[np.ndarray],
+        targets: list[np.ndarray],
+        compiled: bool = False,
+    ) -> None:
+        """base and adapter: folders. tokens, targets: (n,) int64 of each sequence. On a GPU where there is one,
+        with the base in the dtype of its files."""
         import torch
         from peft import PeftModel
         from torch.nn.utils.rnn import pad_sequence
         from transformers import AutoModelForCausalLM
 
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+
         def pad(rows: list[np.ndarray], filler: int) -> torch.Tensor:
-            return pad_sequence([torch.from_numpy(x) for x in rows], batch_first=True, padding_value=filler)
+            padded = pad_sequence([torch.from_numpy(x) for x in rows], batch_first=True, padding_value=filler)
+            return padded.to(device)
 
         self.batch, self.labels = {"input_ids": pad(tokens, 0)}, pad(targets, -100)
         if len({len(x) for x in tokens}) > 1:
             self.batch["attention_mask"] = pad([np.ones_like(x) for x in tokens], 0)
-        loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa")
-        self.model: Any = PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
+        dtype = "auto" if device == "cuda" else torch.float32
+        loaded = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
+        self.model: Any = PeftModel.from_pretrained(loaded.to(device), adapter, is_trainable=True)
+        self.note = ""
+        self.forward = torch.compile(self.model) if compiled else self.model
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.parameters() if p.requires_grad],
             lr=ADAM.learning_rate,
@@ -112,14 +139,32 @@ class Peft(Contender):
         )
 
     def step(self) -> float:
-        from torch.nn.functional import cross_entropy
+        """Where the GPU's memory does not suffice, with activations checkpointed from then on."""
+        import torch
 
         self.model.train()
-        logits = self.model(**self.batch, use_cache=False).logits
-        loss = cross_entropy(logits.flatten(0, 1), self.labels.flatten(), ignore_index=-100, reduction="sum")
-        loss.backward()
+        try:
+            loss = self.loss_backward()
+        except torch.OutOfMemoryError:
+            if self.note:
+                raise
+            loss = None
+        if loss is None:  # here, where the failed pass's tensors are gone
+            self.note = "with checkpointing, for lack of memory"
+            self.model.gradient_checkpointing_enable()
+            self.model.enable_input_require_grads()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.loss_backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def loss_backward(self) -> float:
+        from torch.nn.functional import cross_entropy
+
+        logits = self.forward(**self.batch, use_cache=False).logits
+        loss = cross_entropy(logits.flatten(0, 1), self.labels.flatten(), ignore_index=-100, reduction="sum")
+        loss.backward()
         return loss.item()
 
     def sample(self) -> int:

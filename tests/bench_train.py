@@ -1,6 +1,10 @@
 """How fast the reference backend is beside transformers + PEFT + torch.optim.AdamW, on a CPU, in float32.
 
     python tests/bench_train.py [--only S,ragged,M,L,sample,start] [--repeats N] [--json FILE]
+    python tests/bench_train.py --backend kernels [--only 0.6B,8B] ...
+
+The second is for the kernels on a GPU, see bench_gpu_training.py; with `--only small` it runs in Triton's
+interpreter: its figures mean nothing then.
 
 Both contenders train the same random Qwen3 model (tied head, rank 32 on all seven linears) on the same data,
 beginning from the same A and B, B not zero; before their speeds are compared they must agree on the loss. They
@@ -29,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from bench_contenders import MODELS, NEW_TOKENS, Minitinker, Peft, write_model
+from bench_gpu_training import WORKS, bench_training, print_gpu_table
 
 BATCHES = {  # work -> model, lengths of the sequences
     "S": ("S", [64] * 16),
@@ -170,14 +175,24 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    packages = ("minitinker", "numpy", "torch", "transformers", "peft")
+    packages = ("minitinker", "numpy", "torch", "triton", "transformers", "peft")
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
+        "gpu": gpu_name(),
         "load": round(os.getloadavg()[0], 2),  # of the minute before: what else was running
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def gpu_name() -> str | None:
+    """As nvidia-smi has it; None without one. This process must never import torch."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
 
 
 def print_table(rows: list[Row]) -> None:
@@ -190,13 +205,16 @@ def print_table(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default=",".join(TURNS), help="works, with commas between (%(default)s)")
-    parser.add_argument("--repeats", type=int, help=f"turns of each contender, instead of {TURNS}")
+    parser.add_argument("--backend", choices=("reference", "kernels"), default="reference")
+    parser.add_argument("--only", help="works, with commas between; all but `small`")
+    parser.add_argument("--repeats", type=int, help="turns of each contender")
     parser.add_argument("--json", type=Path, help="a file to write the numbers to")
     arguments = parser.parse_args()
-    works = arguments.only.split(",")
-    if not set(works) <= set(TURNS):
-        parser.error(f"--only {arguments.only}: the works are {', '.join(TURNS)}")
+    on_gpu = arguments.backend == "kernels"
+    known = list(WORKS if on_gpu else TURNS)
+    works = arguments.only.split(",") if arguments.only else [work for work in known if work != "small"]
+    if not set(works) <= set(known):
+        parser.error(f"--only {arguments.only}: the works are {', '.join(known)}")
     os.environ |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}  # in all processes
     about, rows = machine(), []
     print(json.dumps(about))
@@ -205,15 +223,22 @@ def main() -> None:
     for work in works:
         with tempfile.TemporaryDirectory() as folder:
             with get_context("spawn").Pool(1) as pool:
-                pool.apply(write_model, (BATCHES.get(work, "S")[0], folder))
+                pool.apply(write_model, ((WORKS if on_gpu else BATCHES).get(work, "S")[0], folder))
+            if on_gpu:
+                rows += bench_training(work, arguments.repeats, folder)
+                continue
             bench = bench_start if work == "start" else bench_speed
             rows += bench(work, arguments.repeats or TURNS[work], folder)
-    print_table(rows)
+    if on_gpu:
+        passed = print_gpu_table(rows)
+    else:
+        print_table(rows)
+        passed = all(row.passed for row in rows)
     if arguments.json:
         arguments.json.write_text(
             json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
         )
-    sys.exit(0 if all(row.passed for row in rows) else 1)
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as minitinker.backend does
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 from small_clients import model, train

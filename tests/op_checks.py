@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitinker import kernels, reference
@@ -34,6 +34,27 @@ TOLERANCE = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-5}
 # The step of central differences and their error, relative in the same way: the error of the formula falls
 # with the step squared, that of rounding grows as 1 / step.
 STEP, STEP_TOLERANCE = 1e-5, 1e-7
+
+
+def law(in_interpreter: int, **drawn: Any) -> Callable[[Callable[..., None]], Callable[[ModuleType], None]]:
+    """`@given(**drawn)` for a test of `ops`, with only so many examples where each goes through Triton's interpreter,
+    which takes milliseconds for a program of a kernel."""
+
+    def decorate(check: Callable[..., None]) -> Callable[[ModuleType], None]:
+        def test(ops: ModuleType) -> None:
+            few = ops is kernels and not COMPILED
+
+            @settings(max_examples=in_interpreter if few else settings.default.max_examples)
+            @given(**drawn)
+            def holds(**values: Any) -> None:
+                check(ops, **values)
+
+            holds()
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return decorate
 
 
 def on(ops: ModuleType, inputs: Sequence[Any]) -> list[Any]:

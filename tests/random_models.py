@@ -66,7 +66,7 @@ def saved(
 
 
 def loaded(folder: Path) -> dict[str, np.ndarray]:
-    return read_weights(folder, read_config(folder))
+    return dict(read_weights(folder, read_config(folder)))
 
 
 def random_flat(spec: AdapterSpec, seed: int = 0) -> np.ndarray:
@@ -77,7 +77,7 @@ def random_flat(spec: AdapterSpec, seed: int = 0) -> np.ndarray:
 def our_logits(base: BaseModel, spec: AdapterSpec, flat: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """tokens: (tokens,) -> logits: (tokens, vocab) of the base with the adapter."""
     ops = load_backend("reference")
-    weights = {name: ops.array(w) for name, w in base.weights.items()}
+    weights = base.placed(ops)
     scale = ops.array(np.array([spec.scale], np.float32))
     net = Network(ops, base.config, weights, views(spec, ops.array(flat)), scale)
     h, _ = hidden_states(net, pack([tokens]))

@@ -12,6 +12,7 @@ from op_checks import (
     check_close,
     every_backend,
     forward,
+    law,
     seeds,
 )
 
@@ -110,7 +111,7 @@ def check_layout_against_torch(ops, layout, heads, head_dim, scale, seed, many=F
     check_against_torch(ops, OP, expected, arrays, constants, differentiated, seed=seed, many=many)
 
 
-@given(sequences=few_sequences, heads=heads, head_dim=st.integers(1, 3), seed=seeds)
+@law(2, sequences=few_sequences, heads=heads, head_dim=st.integers(1, 3), seed=seeds)
 def test_the_backward_is_the_slope_of_the_forward(ops, sequences, heads, head_dim, seed):
     layout = draw_layout(seed, sequences)
     constants = [layout.plan(ops), 0.7]
@@ -118,8 +119,13 @@ def test_the_backward_is_the_slope_of_the_forward(ops, sequences, heads, head_di
     check_central_differences(ops, OP, arrays, constants, differentiated=(0, 1, 2), seed=seed)
 
 
-@given(
-    sequences=sequences, heads=heads, head_dim=head_dims, scale=st.sampled_from([0.1, 0.5, 3.0]), seed=seeds
+@law(
+    6,
+    sequences=sequences,
+    heads=heads,
+    head_dim=head_dims,
+    scale=st.sampled_from([0.1, 0.5, 3.0]),
+    seed=seeds,
 )
 def test_output_and_gradients_are_those_of_torch(ops, sequences, heads, head_dim, scale, seed):
     layout = draw_layout(seed, sequences)
@@ -141,7 +147,7 @@ def test_float32_is_as_exact_as_torch(ops, seed):
     check_layout_against_torch(ops, layout, (2, 2), 16, 0.25, seed, many=True)
 
 
-@given(lengths=training, heads=heads, which=st.integers(0, 4), seed=seeds)
+@law(6, lengths=training, heads=heads, which=st.integers(0, 4), seed=seeds)
 def test_packed_sequences_do_not_see_each_other(ops, lengths, heads, which, seed):
     layout = packed(lengths)
     rows = list(layout.sequences())[which % len(lengths)][0]
@@ -157,7 +163,7 @@ def test_packed_sequences_do_not_see_each_other(ops, lengths, heads, which, seed
         np.testing.assert_array_equal(answer[rows], answer_among_others[rows])
 
 
-@given(sequences=sequences, heads=heads, seed=seeds)
+@law(6, sequences=sequences, heads=heads, seed=seeds)
 def test_a_sequence_alone_equals_the_sequence_in_a_batch(ops, sequences, heads, seed):
     layout = draw_layout(seed, sequences)
     q, k, v = draw(seed, layout, heads, 4)
@@ -173,7 +179,7 @@ def test_a_sequence_alone_equals_the_sequence_in_a_batch(ops, sequences, heads, 
             check_close(ours_alone, ours)
 
 
-@given(sequences=sequences, heads=heads, seed=seeds)
+@law(6, sequences=sequences, heads=heads, seed=seeds)
 def test_rows_of_no_sequence_come_out_as_zeros_and_get_no_gradient(ops, sequences, heads, seed):
     layout = draw_layout(seed, sequences)
     q, k, v = draw(seed, layout, heads, 4)
@@ -189,7 +195,7 @@ def test_rows_of_no_sequence_come_out_as_zeros_and_get_no_gradient(ops, sequence
         assert not array[rows].any()
 
 
-@given(length=st.integers(2, 12), cut=st.integers(1, 11), heads=heads, seed=seeds)
+@law(6, length=st.integers(2, 12), cut=st.integers(1, 11), heads=heads, seed=seeds)
 def test_a_future_token_never_changes_an_earlier_output(ops, length, cut, heads, seed):
     cut = min(cut, length - 1)
     layout = packed([length])
@@ -206,7 +212,8 @@ def test_a_future_token_never_changes_an_earlier_output(ops, length, cut, heads,
         assert not gradient[cut:].any()
 
 
-@given(
+@law(
+    6,
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     late=st.lists(st.integers(0, 9), min_size=4, max_size=4),
     heads=heads,
@@ -228,7 +235,7 @@ def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, length
         check_close(o, expected[rows])
 
 
-@given(sequences=sequences, heads=heads, seed=seeds)
+@law(6, sequences=sequences, heads=heads, seed=seeds)
 def test_grouped_heads_equal_key_heads_repeated(ops, sequences, heads, seed):
     layout = draw_layout(seed, sequences)
     q, k, v = draw(seed, layout, heads, 4)
@@ -244,7 +251,7 @@ def test_grouped_heads_equal_key_heads_repeated(ops, sequences, heads, seed):
         check_close(ours, theirs.reshape(-1, kv_heads, group, 4).sum(axis=2))
 
 
-@given(count=st.integers(1, 5), heads=heads, seed=seeds)
+@law(6, count=st.integers(1, 5), heads=heads, seed=seeds)
 def test_a_sequence_of_one_token_says_its_value(ops, count, heads, seed):
     layout = packed([1] * count)
     q, k, v = draw(seed, layout, heads, 4)

@@ -1,19 +1,85 @@
 """backend.py: which ops are chosen, and where checkpoints live."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from minitinker import reference
+from minitinker import backend, kernels, reference
 from minitinker.backend import BACKENDS, load_backend, storage_folder
 from minitinker.errors import BadRequestError
 
 OPS = ["embedding", "rms_norm", "rope", "swiglu", "lora_linear", "attention", "logprob"]
 
 
-def test_the_reference_is_the_default(monkeypatch):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_kernels_are_the_default_where_torch_sees_a_gpu_and_the_reference_elsewhere(monkeypatch, gpu):
     monkeypatch.delenv("MINITINKER_BACKEND", raising=False)
-    assert load_backend() is reference
+    monkeypatch.setattr(backend, "_gpu", lambda: gpu)
+    assert load_backend() is (kernels if gpu else reference)
+
+
+def test_a_machine_without_a_driver_is_known_without_importing_torch():
+    script = """if True:
+        import sys
+        from minitinker import backend
+        backend._DRIVERS = ("/nowhere",)
+        backend.load_backend()
+        assert "torch" not in sys.modules
+    """
+    environment = {name: x for name, x in os.environ.items() if name != "MINITINKER_BACKEND"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("backend", "device", "dtype", "said"),
+    [
+        ("reference", "cuda:0", None, "'cuda:0'; the reference computes on the CPU"),
+        ("reference", None, "bfloat16", "'bfloat16'; the reference computes in 'float32'"),
+        ("kernels", "cuda:0", None, "'cuda:0', but TRITON_INTERPRET is set"),
+        ("kernels", None, "bfloat16", "'bfloat16', which Triton's interpreter computes wrongly"),
+        ("kernels", None, "float16", "'float16'; the kernels compute in"),
+    ],
+)
+def test_a_device_or_dtype_that_a_backend_does_not_have_is_refused(backend, device, dtype, said):
+    with pytest.raises(BadRequestError, match=said):
+        load_backend(backend, device, dtype)
+
+
+@without_gpu
+def test_kernels_without_a_gpu_or_the_interpreter_are_refused_with_what_would_help():
+    script = "from minitinker.backend import load_backend; load_backend('kernels')"
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert "BadRequestError: torch sees no NVIDIA GPU" in out.stderr
+    assert "TRITON_INTERPRET=1" in out.stderr
+
+
+def test_a_backend_that_is_not_installed_is_refused_with_what_to_install(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    monkeypatch.setattr(backend, "import_module", missing)
+    with pytest.raises(
+        BadRequestError, match=r"needs triton, which is not installed: pip install 'minitinker\[gpu\]'"
+    ):
+        load_backend("kernels")
+
+
+def test_a_backend_on_another_device_makes_its_arrays_there(monkeypatch):
+    monkeypatch.setattr(kernels, "place", lambda device, dtype: (device, dtype))
+    ops = load_backend("kernels", "meta", "bfloat16")
+    assert (ops.DEVICE, ops.DTYPE) == ("meta", "bfloat16")
+    assert str(ops.zeros((2,)).device) == str(ops.array([1.0]).device) == "meta"
+    assert kernels.zeros((2,)).device.type != "meta"
+    assert ops.swiglu_forward is kernels.swiglu_forward
 
 
 def test_the_environment_names_the_backend(monkeypatch):

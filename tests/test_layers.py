@@ -1,6 +1,7 @@
 """The house: imports run downward, clients -> engine -> model, losses -> backend -> the op folders."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from minitinker import kernels, reference
+
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "minitinker").rglob("*.py"))
-REFERENCE = sorted((ROOT / "reference").glob("*.py"))
+REFERENCE, KERNELS = (sorted((ROOT / folder).glob("*.py")) for folder in ("reference", "kernels"))
 OP_FOLDERS = {"reference", "kernels"}
 DYNAMIC = {"import_module", "__import__"}
 
@@ -57,7 +60,7 @@ def imports(path: Path, at_import: bool = False) -> set[str]:
     package = name_of(path).split(".")
     if path.name != "__init__.py":
         package.pop()
-    known = {name_of(file) for file in [*LIBRARY, *REFERENCE]}
+    known = {name_of(file) for file in [*LIBRARY, *REFERENCE, *KERNELS]}
     found = set()
     for node in nodes(path, at_import):
         if isinstance(node, ast.Import):
@@ -106,6 +109,31 @@ def test_only_the_backend_names_the_op_folders(path):
 def test_the_reference_imports_numpy_the_standard_library_and_itself(path):
     allowed = {"numpy", "threadpoolctl", "reference", *sys.stdlib_module_names}
     assert {name.split(".")[0] for name in imports(path)} <= allowed
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=name_of)
+def test_the_kernels_import_torch_triton_numpy_the_standard_library_and_themselves(path):
+    allowed = {"numpy", "torch", "triton", "kernels", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imports(path)} <= allowed
+
+
+def test_the_op_folders_hold_the_same_files():
+    assert [path.name for path in REFERENCE] == [path.name for path in KERNELS]
+
+
+def test_the_op_folders_have_the_same_functions_with_the_same_parameters():
+    assert reference.__all__ == kernels.__all__
+    for name in reference.__all__:
+        ours, theirs = getattr(reference, name), getattr(kernels, name)
+        if not inspect.isfunction(ours):
+            continue
+        assert ours.__module__.rpartition(".")[2] == theirs.__module__.rpartition(".")[2], name
+        parameters = [
+            [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
+            for f in (ours, theirs)
+        ]
+        assert parameters[0] == parameters[1], name
+        assert theirs.__doc__, name
 
 
 @by_name

@@ -12,6 +12,7 @@ from op_checks import (
     check_close,
     every_backend,
     forward,
+    law,
     seeds,
 )
 
@@ -64,13 +65,13 @@ def torch_lora(adapter):
     return lora
 
 
-@given(**small, seed=seeds)
+@law(4, **small, seed=seeds)
 def test_the_backward_is_the_slope_of_the_forward(ops, seed, **shape):
     arrays = draw(seed, **shape)
     check_central_differences(ops, OP, arrays, [None], differentiated=(0, 3, 4), seed=seed)
 
 
-@given(**small, adapters=adapters, seed=seeds)
+@law(4, **small, adapters=adapters, seed=seeds)
 def test_the_backward_is_the_slope_of_the_forward_for_many_adapters(ops, seed, **shape):
     adapter = draw_adapter(seed, shape["tokens"], shape["adapters"])
     arrays = draw(seed, **shape)
@@ -110,7 +111,7 @@ def test_without_an_adapter_it_is_a_linear_layer(ops, seed, **shape):
     check_close(backward(ops, OP, y, saved)[0], y @ w)
 
 
-@given(**sizes, adapters=adapters, seed=seeds)
+@law(4, **sizes, adapters=adapters, seed=seeds)
 def test_a_row_in_a_batch_of_many_adapters_equals_the_row_alone_with_its_own(ops, seed, **shape):
     arrays = draw(seed, **shape)
     x, w, bias, a, b, scale = arrays

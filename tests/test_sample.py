@@ -5,7 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from op_checks import TOLERANCE, check_close, dtypes, every_backend, seeds
+from op_checks import COMPILED, TOLERANCE, check_close, dtypes, every_backend, law, seeds
+
+from minitinker import kernels
 
 pytestmark = every_backend
 
@@ -27,6 +29,12 @@ def draw(ops, logits, uniforms, temperature=1.0, top_k=-1, top_p=1.0):
     ]
     answer = ops.sample(*(ops.array(x) for x in [logits, np.asarray(uniforms, np.float64), *settings]))
     return tuple(ops.to_numpy(x) for x in answer)
+
+
+def grid(ops):
+    """Uniforms at equal distances: 1000, or as many as do not take the interpreter of the kernels minutes."""
+    points = 25 if ops is kernels and not COMPILED else 1000
+    return (np.arange(points) + 0.5) / points
 
 
 def draw_rows(seed, settings, vocab, dtype=np.float64):
@@ -63,7 +71,7 @@ def plain_sample(logits, uniform, temperature, top_k, top_p):
     return i, kept
 
 
-@given(settings=rows_of_settings, vocab=vocabs, dtype=dtypes, seed=seeds)
+@law(15, settings=rows_of_settings, vocab=vocabs, dtype=dtypes, seed=seeds)
 def test_each_row_draws_what_the_definition_says(ops, settings, vocab, dtype, seed):
     inputs = draw_rows(seed, settings, vocab)
     tokens, _ = draw(ops, *inputs)
@@ -71,7 +79,7 @@ def test_each_row_draws_what_the_definition_says(ops, settings, vocab, dtype, se
     assert tokens.tolist() == [plain_sample(*row)[0] for row in zip(*inputs, strict=True)]
 
 
-@given(settings=rows_of_settings, vocab=vocabs, dtype=dtypes, seed=seeds)
+@law(15, settings=rows_of_settings, vocab=vocabs, dtype=dtypes, seed=seeds)
 def test_the_reported_logprob_is_of_the_tempered_distribution_before_the_cut(
     ops, settings, vocab, dtype, seed
 ):
@@ -85,24 +93,25 @@ def test_the_reported_logprob_is_of_the_tempered_distribution_before_the_cut(
     assert (np.abs(logprobs - expected) <= TOLERANCE[logprobs.dtype] * np.maximum(largest, 1)).all()
 
 
-@given(vocab=st.integers(1, 30), temperature=st.sampled_from([0.5, 1.0, 2.0]), seed=seeds)
+@law(15, vocab=st.integers(1, 30), temperature=st.sampled_from([0.5, 1.0, 2.0]), seed=seeds)
 def test_over_a_grid_of_uniforms_frequencies_are_the_probabilities(ops, vocab, temperature, seed):
     logits = np.random.default_rng(seed).standard_normal(vocab)
-    points = 1000
-    tokens, _ = draw(ops, np.tile(logits, (points, 1)), (np.arange(points) + 0.5) / points, temperature)
+    uniforms = grid(ops)
+    points = len(uniforms)
+    tokens, _ = draw(ops, np.tile(logits, (points, 1)), uniforms, temperature)
     counts = np.bincount(tokens, minlength=vocab)
     p = torch.softmax(torch.tensor(logits) / temperature, -1).numpy()
     assert (np.abs(counts - points * p) <= 1).all()  # an interval of that length holds that many points
     assert (np.diff(tokens) >= 0).all()  # the ids lie along the uniforms in their order
 
 
-@given(vocab=vocabs, top_k=limits, top_p=masses, seed=seeds)
+@law(15, vocab=vocabs, top_k=limits, top_p=masses, seed=seeds)
 def test_over_a_grid_of_uniforms_what_is_kept_shares_the_mass_of_what_is_cut(ops, vocab, top_k, top_p, seed):
-    settings, points = [(1.0, top_k, top_p)], 1000
+    settings, uniforms = [(1.0, top_k, top_p)], grid(ops)
+    points = len(uniforms)
     logits = draw_rows(seed, settings, vocab)[0]
     kept = sorted(plain_sample(logits[0], 0.5, *settings[0])[1])
-    grid = (np.arange(points) + 0.5) / points
-    tokens, _ = draw(ops, np.tile(logits, (points, 1)), grid, top_k=top_k, top_p=top_p)
+    tokens, _ = draw(ops, np.tile(logits, (points, 1)), uniforms, top_k=top_k, top_p=top_p)
     p = np.zeros(vocab)
     p[kept] = torch.softmax(torch.tensor(logits[0][kept]), -1).numpy()
     assert (np.abs(np.bincount(tokens, minlength=vocab) - points * p) <= 1).all()
@@ -116,7 +125,7 @@ def test_equal_logits_share_the_uniforms_evenly_to_the_last_bit(ops, vocab):
     assert tokens.tolist() == np.floor(uniforms * vocab).tolist()
 
 
-@given(settings=rows_of_settings, vocab=vocabs, seed=seeds)
+@law(15, settings=rows_of_settings, vocab=vocabs, seed=seeds)
 def test_the_first_and_the_last_uniform_draw_the_first_and_the_last_token_kept(ops, settings, vocab, seed):
     logits, _, temperature, top_k, top_p = draw_rows(seed, settings, vocab)
     temperature[temperature == 0] = 1
@@ -137,7 +146,7 @@ def test_a_token_without_probability_is_never_drawn(ops, uniform):
         assert logprobs == [0]
 
 
-@given(vocab=st.integers(1, 20), dtype=dtypes, seed=seeds)
+@law(15, vocab=st.integers(1, 20), dtype=dtypes, seed=seeds)
 def test_temperature_0_takes_the_largest_logit_and_the_lowest_id_among_equals(ops, vocab, dtype, seed):
     rng = np.random.default_rng(seed)
     logits = rng.integers(-2, 3, (6, vocab)).astype(dtype)
@@ -148,7 +157,7 @@ def test_temperature_0_takes_the_largest_logit_and_the_lowest_id_among_equals(op
     np.testing.assert_allclose(logprobs, expected, rtol=0, atol=3 * TOLERANCE[np.dtype(dtype)])
 
 
-@given(vocab=st.integers(2, 12), temperature=st.sampled_from([1e-3, 1e-30, 1e-300]), seed=seeds)
+@law(15, vocab=st.integers(2, 12), temperature=st.sampled_from([1e-3, 1e-30, 1e-300]), seed=seeds)
 def test_a_low_temperature_tends_to_the_largest_logit(ops, vocab, temperature, seed):
     rng = np.random.default_rng(seed)
     logits = rng.permuted(np.tile(np.arange(vocab, dtype=np.float32), (5, 1)), axis=1)
@@ -171,7 +180,7 @@ def test_top_p_1_keeps_the_least_probable_token_whatever_the_other_rows_cut(ops)
     assert tokens.tolist() == [0, 1]
 
 
-@given(settings=rows_of_settings, vocab=vocabs, dtype=dtypes, which=st.integers(0, 7), seed=seeds)
+@law(15, settings=rows_of_settings, vocab=vocabs, dtype=dtypes, which=st.integers(0, 7), seed=seeds)
 def test_a_row_does_not_depend_on_the_rows_around_it(ops, settings, vocab, dtype, which, seed):
     row = which % len(settings)
     inputs = draw_rows(seed, settings, vocab, dtype)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import VOCAB, make_model, make_trainer, to_peft
 
-from minitinker import reference
+from minitinker import APIError, reference
 from minitinker.engine.sampler import Sampler, SampleRequest, Uniforms
 from minitinker.engine.stopping import StopRule
 from minitinker.model.weights import load_base_model
@@ -289,13 +289,31 @@ def test_an_error_in_a_step_answers_everyone_in_it_and_the_sampler_lives_on(mode
 
 def test_an_error_before_the_first_step_of_a_request_is_its_answer(sampler, monkeypatch):
     def no_room(rows):
-        raise MemoryError(f"no room for {rows} rows")
+        raise RuntimeError(f"no room for {rows} rows")
 
     monkeypatch.setattr(sampler._arena, "allocate", no_room)
     refused = request()
     sampler.add(refused)
     sampler.step()
-    with pytest.raises(MemoryError, match="no room for 15 rows"):
+    with pytest.raises(RuntimeError, match="no room for 15 rows"):
+        refused.future.result(timeout=0)
+    assert len(tokens(answer(sampler))[0]) == 12
+
+
+def test_memory_that_runs_out_is_told_with_what_would_have_fitted_and_the_sampler_goes_on(model):
+    def no_room(*inputs):
+        raise MemoryError
+
+    ops = SimpleNamespace(**vars(reference))
+    sampler = Sampler(ops, model[0])
+    ops.sample, ops.free_memory = no_room, lambda: 10**9
+    refused = request(samples=3)
+    sampler.add(refused)
+    sampler.step()
+    ops.sample = reference.sample
+    with pytest.raises(
+        APIError, match=r"3 samples at once did not fit, where 1.0 GB are free; about \d+ tokens"
+    ):
         refused.future.result(timeout=0)
     assert len(tokens(answer(sampler))[0]) == 12
 

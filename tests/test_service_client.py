@@ -68,7 +68,7 @@ def test_the_embedded_model_is_always_there(service):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(BadRequestError, match="no backend 'abacus'; there is: reference"):
+    with pytest.raises(BadRequestError, match="no backend 'abacus'; there are: reference, kernels"):
         ServiceClient(backend="abacus")
 
 

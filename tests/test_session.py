@@ -1,12 +1,13 @@
 import gc
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from small_clients import model
 from tiny_models import make_model
 
-from minitinker import reference
+from minitinker import APIError, reference
 from minitinker.engine.session import Session
 from minitinker.model.weights import load_base_model
 
@@ -46,6 +47,21 @@ def test_a_base_model_is_let_go_with_the_last_session_that_used_it(tmp_path):
     del session
     gc.collect()
     assert base() is None
+
+
+def test_a_base_model_that_finds_no_room_is_refused_and_the_session_goes_on(tmp_path):
+    ops = SimpleNamespace(**vars(reference))
+    session = Session(ops, tmp_path)
+
+    def no_room(*inputs):
+        raise MemoryError
+
+    ops.array, ops.free_memory = no_room, lambda: 5 * 10**8
+    with pytest.raises(APIError, match=r"out of memory on cpu: .* GB, did not fit, where 0.5 GB are free"):
+        load(session, str(make_model(seed=3)[0]))
+    ops.array = reference.array
+    assert load(session, str(make_model(seed=3)[0])).config.num_hidden_layers
+    session.worker.close(finish=False)
 
 
 def test_a_tokenizer_is_made_once(sessions):

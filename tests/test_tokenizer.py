@@ -155,7 +155,8 @@ def test_decode_takes_ints_lists_and_arrays(pair: tuple[Tokenizer, Any]) -> None
         [],
     ):
         assert same(ours.decode(ids), theirs.decode(ids))
-        assert same(ours.batch_decode(ids), theirs.batch_decode(ids))
+        if np.ndim(ids) > 0:  # later releases refuse a batch that is one number
+            assert same(ours.batch_decode(ids), theirs.batch_decode(ids))
     for batch in (rows, np.array(rows), torch.tensor(rows), [np.array(rows[0]), torch.tensor(rows[1])]):
         assert same(ours.decode(batch), theirs.decode(batch))
         assert same(ours.batch_decode(batch), theirs.batch_decode(batch))

@@ -5,7 +5,8 @@ import pytest
 from tiny_models import VOCAB, make_batch, make_model, make_trainer
 from trainer_checks import HUGE, INF, NAN, gradient_of, in_the_middle, state, with_weights
 
-from minitinker.errors import BadRequestError
+from minitinker import reference
+from minitinker.errors import APIError, BadRequestError
 from minitinker.model.weights import load_base_model
 from minitinker.types import AdamParams, Datum, ModelInput
 
@@ -124,3 +125,39 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(trainer, value)
     with pytest.raises(BadRequestError, match=r"norm is (nan|inf)"):
         trainer.optim_step(AdamParams(grad_clip_norm=1.0))
     assert state(trainer) == before
+
+
+@pytest.mark.parametrize("op", ["attention_forward", "logprob_backward", "lora_linear_backward"])
+def test_memory_that_runs_out_anywhere_is_told_and_nothing_accumulated_is_lost(trainer, monkeypatch, op):
+    before = state(in_the_middle(trainer))
+
+    def no_room(*inputs):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, op, no_room)
+        patch.setattr(reference, "free_memory", lambda: 10**9)
+        with pytest.raises(
+            APIError, match=r"a sequence of \d+ tokens did not fit, where 1.0 GB are free; about \d+ tok"
+        ):
+            trainer.forward_backward(make_batch(), "cross_entropy", None)
+    assert state(trainer) == before
+    trainer.forward_backward(make_batch(), "cross_entropy", None)
+    trainer.optim_step(AdamParams())
+
+
+def test_what_would_not_fit_is_formed_again_and_gives_the_same_gradient_to_the_bit(base, monkeypatch):
+    seen = []
+    forward = reference.lora_linear_forward
+    monkeypatch.setattr(reference, "lora_linear_forward", lambda *x: seen.append(0) or forward(*x))
+    monkeypatch.setattr(reference, "width", lambda: 1)
+    calls, gradients = [], []
+    data = make_batch((7, 12, 33))
+    needs = make_trainer(base)._footprint()
+    for free in (10**12, needs.fixed + 52 * needs.recomputed):
+        monkeypatch.setattr(reference, "free_memory", lambda free=free: free)
+        seen.clear()
+        gradients.append(gradient_of(base, data)[1])
+        calls.append(len(seen))
+    assert calls[1] - calls[0] == 7 * base.config.num_hidden_layers  # each linear of each layer once more
+    np.testing.assert_array_equal(*gradients)

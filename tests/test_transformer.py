@@ -46,9 +46,9 @@ def base():
 
 def network(base, spec=None, flat=None):
     if spec is None:
-        return Network(reference, base.config, base.weights)
+        return Network(reference, base.config, base.placed(reference))
     scale = np.array([spec.scale], np.float32)
-    return Network(reference, base.config, base.weights, views(spec, flat), scale)
+    return Network(reference, base.config, base.placed(reference), views(spec, flat), scale)
 
 
 def random_adapter(base, seed=0, rank=8, flags=(True, True, True)):
@@ -230,7 +230,7 @@ def test_rows_of_many_adapters_go_through_together_as_they_would_alone(base, ada
         for name in spec.shapes
     }
     scale = np.full(2, spec.scale, np.float32)
-    net = Network(reference, base.config, base.weights, lora, scale, np.repeat(adapters, lengths))
+    net = Network(reference, base.config, base.placed(reference), lora, scale, np.repeat(adapters, lengths))
     together = hidden_states(net, pack(sequences))[0]
     logits = logits_forward(net, together)[0]
     for i, rows in enumerate(np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])):
@@ -243,10 +243,28 @@ def test_rows_of_many_adapters_go_through_together_as_they_would_alone(base, ada
 def test_keeping_what_the_backward_needs_changes_no_bit(base):
     net, batch = network(base, *random_adapter(base)), pack(draw_sequences([9, 4]))
     kept, saved = hidden_states(net, batch, keep=True)
-    dropped, (layers, _) = hidden_states(net, batch)
+    dropped, (layers, *_) = hidden_states(net, batch)
     np.testing.assert_array_equal(kept, dropped)
     assert len(saved[0]) == base.config.num_hidden_layers
     assert not layers
+
+
+def test_forming_activations_again_changes_no_bit_of_the_gradients(base):
+    spec, flat = random_adapter(base)
+    net, batch = network(base, spec, flat), pack(draw_sequences([9, 4]))
+    gradients = []
+    for recompute in (False, True):
+        h, saved = hidden_states(net, batch, keep=True, recompute=recompute)
+        grad = np.zeros(spec.size, np.float32)
+        hidden_states_backward(net, np.cos(h), saved, views(spec, grad))
+        gradients.append(grad)
+    np.testing.assert_array_equal(*gradients)
+    assert gradients[0].any()
+
+
+def test_only_a_layers_input_is_kept_where_its_activations_are_formed_again(base):
+    _, (layers, *_) = hidden_states(network(base), pack(draw_sequences([9])), keep=True, recompute=True)
+    assert [x.shape for x in layers] == [(9, base.config.hidden_size)] * base.config.num_hidden_layers
 
 
 def test_the_base_weights_are_never_written_to(base):  # they are read-only, so a write would raise

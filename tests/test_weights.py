@@ -19,6 +19,7 @@ from random_models import CONFIGS, SIZES, loaded, random_model, saved
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from minitinker import reference
 from minitinker.errors import BadRequestError, NotFoundError, PermissionDeniedError
 from minitinker.model import weights
 from minitinker.model.config import read_config, tensor_shapes
@@ -408,3 +409,24 @@ def test_each_answer_of_the_hub_gets_its_error(failure, error, said, monkeypatch
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_that(fail))
     with pytest.raises(error, match=said):
         find_model("owner/name")
+
+
+def test_a_tensor_is_read_when_it_is_asked_for_and_cannot_be_written_to(tmp_path):
+    weights = read_weights(saved(tmp_path), read_config(tmp_path))
+    one, other = weights["model.norm.weight"], weights["model.norm.weight"]
+    assert one is not other
+    np.testing.assert_array_equal(one, other)
+    assert not one.flags.writeable
+    assert weights.numbers == sum(w.size for w in weights.values())
+    with pytest.raises(KeyError):
+        weights["lora"]
+
+
+def test_what_a_backend_computes_with_is_made_once_for_all_who_ask(tmp_path):
+    base = load_base_model(str(saved(tmp_path)))
+    placed = base.placed(reference)
+    assert base.placed(reference) is placed
+    assert placed.keys() == base.weights.keys()
+    for name, w in placed.items():
+        np.testing.assert_array_equal(w, base.weights[name])
+    assert placed["model.layers.0.mlp.up_proj.weight"].flags.f_contiguous

@@ -53,7 +53,7 @@ class Arena:
 
     def _grown(self, layer: int, arrays: list[Any], more: int) -> Any:
         shape = (self._rows + more, self._config.num_key_value_heads, self._config.head_dim)
-        grown = self._ops.zeros(shape)
+        grown = self._ops.zeros(shape, self._ops.DTYPE)
         if arrays:
             grown[: self._rows] = arrays[layer]
         return grown

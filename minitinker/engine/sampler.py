@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitinker.engine.cache import Arena
+from minitinker.engine.fitting import itemsize, out_of_memory
 from minitinker.engine.stopping import StopRule
 from minitinker.engine.trainer import Snapshot
-from minitinker.errors import BadRequestError
+from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
 from minitinker.model.adapter import views
 from minitinker.model.packing import pack_for_cache
@@ -109,8 +110,8 @@ class Sampler:
 
     def __init__(self, ops: ModuleType, base: BaseModel) -> None:
         self._ops, self._base = ops, base
-        self._weights = {name: ops.array(w) for name, w in base.weights.items()}
-        self._weight_bytes = sum(w.nbytes for w in base.weights.values())
+        self._weights = base.placed(ops)
+        self._weight_bytes = base.weights.numbers * itemsize(ops.DTYPE)
         self._arena = Arena(ops, base.config)
         self._waiting: list[SampleRequest] = []
         self._running: list[_Sequence] = []
@@ -140,17 +141,32 @@ class Sampler:
         requests, waiting = self._requests(), self._admitted()
         if not requests:
             return
+        failure: BaseException | None = None
         try:
             new = [self._begin(request) for request in waiting]
             self._running = self._advance([*self._running, *new])
             if not self.busy:
                 self._one_core.close()
+        except self._ops.OutOfMemory:
+            failure = MemoryError()
         except BaseException as error:
+            failure = error
+        if failure is not None:
             self._running, self._arena = [], Arena(self._ops, self._base.config)
             self._one_core.close()
+            if isinstance(failure, MemoryError):  # told here, where the failed step's arrays are gone
+                failure = self._out_of_memory(requests)
             for request in requests:
                 if not request.future.done():
-                    settle(request.future, error=error)
+                    settle(request.future, error=failure)
+
+    def _out_of_memory(self, requests: list[SampleRequest]) -> APIError:
+        config, free = self._base.config, self._ops.free_memory()
+        samples = sum(request.samples for request in requests)
+        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        tokens = (free or 0) // (row * itemsize(self._ops.DTYPE))
+        fitting = "fewer at once may" if free is None else f"about {tokens} tokens in all would have"
+        return out_of_memory(f"{samples} samples at once", self._ops.DEVICE, fitting, free)
 
     def _admitted(self) -> list[SampleRequest]:
         """Take from those who wait as many as go through at once: at least one, if nothing else is running."""
@@ -203,7 +219,8 @@ class Sampler:
                 rows.append(end - 1)
         if drawing:
             owners = np.array([_index(snapshots, s.request.request.snapshot) for s in drawing])
-            logits, _ = logits_forward(self._network(snapshots, owners), h[np.array(rows)])
+            last = self._ops.embedding(self._ops.array(np.array(rows)), h)
+            logits, _ = logits_forward(self._network(snapshots, owners), last)
             self._draw(drawing, logits)
         return [sequence for sequence in self._without_nan(drawing) if not self._ended(sequence)]
 
@@ -238,13 +255,13 @@ class Sampler:
 
     def _draw(self, sequences: list[_Sequence], logits: Array) -> None:
         requests = [s.request.request for s in sequences]
-        tokens, logprobs = self._ops.sample(
-            logits,
-            np.array([s.uniforms.next() for s in sequences]),
-            np.array([r.temperature for r in requests]),
-            np.array([r.top_k for r in requests]),
-            np.array([r.top_p for r in requests]),
+        options = (
+            [s.uniforms.next() for s in sequences],
+            [r.temperature for r in requests],
+            [r.top_k for r in requests],
+            [r.top_p for r in requests],
         )
+        tokens, logprobs = self._ops.sample(logits, *(self._ops.array(np.array(x)) for x in options))
         for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
@@ -367,7 +384,8 @@ def _stack(ops: ModuleType, snapshots: list[Snapshot]) -> tuple[dict[str, tuple[
     rank = max(snapshot.spec.rank for snapshot in snapshots)
     stacked = {}
     for name, (d_out, d_in) in {k: v for s in snapshots for k, v in s.spec.shapes.items()}.items():
-        a, b = ops.zeros((len(single), rank, d_in)), ops.zeros((len(single), d_out, rank))
+        a = ops.zeros((len(single), rank, d_in), ops.DTYPE)
+        b = ops.zeros((len(single), d_out, rank), ops.DTYPE)
         for i, (snapshot, adapters) in enumerate(zip(snapshots, single, strict=True)):
             if name in adapters:
                 a[i, : snapshot.spec.rank], b[i, :, : snapshot.spec.rank] = (

@@ -7,8 +7,10 @@ from types import ModuleType
 from typing import TypeVar
 
 from minitinker.engine.checkpoints import CheckpointStore
+from minitinker.engine.fitting import itemsize, out_of_memory
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.worker import Worker
+from minitinker.errors import APIError
 from minitinker.futures import APIFuture
 from minitinker.model.tokenizer import Tokenizer
 from minitinker.model.weights import BaseModel, load_base_model
@@ -20,10 +22,10 @@ class Session:
     """Lives as long as any client of it; then its worker ends."""
 
     def __init__(self, ops: ModuleType, storage: Path) -> None:
-        ops.prepare()
         self.ops = ops
         self.store = CheckpointStore(storage)
         self.worker = Worker()
+        self.worker.submit(ops.prepare)
         self._samplers: dict[Path, Sampler] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
         weakref.finalize(self, self.worker.close, finish=True).atexit = False
@@ -36,9 +38,23 @@ class Session:
         """The base model called `name`, kept for as long as the session lives. In the worker's thread."""
         base = load_base_model(name)
         if base.folder not in self._samplers:
+            try:
+                base.placed(self.ops)
+            except self.ops.OutOfMemory:
+                placed = False
+            else:
+                placed = True
+            if not placed:  # told here, where what was placed is gone again
+                raise self._no_room_for(base)
             self._samplers[base.folder] = Sampler(self.ops, base)
             self.worker.add_sampler(self._samplers[base.folder])
         return base
+
+    def _no_room_for(self, base: BaseModel) -> APIError:
+        free = self.ops.free_memory()
+        size = base.weights.numbers * itemsize(self.ops.DTYPE)
+        fitting = "bfloat16 takes half" if self.ops.DTYPE == "float32" else "a smaller model may"
+        return out_of_memory(f"{base.name}, {size / 1e9:.1f} GB,", self.ops.DEVICE, fitting, free)
 
     def sampler(self, base: BaseModel) -> Sampler:
         """The sampler that serves every SamplingClient on this base."""

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from minitinker.errors import BadRequestError
+from minitinker.engine.fitting import Footprint, footprint, out_of_memory, plan_passes
+from minitinker.errors import APIError, BadRequestError
 from minitinker.losses import Config, Example, Loss, check_data, find_loss
 from minitinker.model.adapter import AdapterSpec, initial_weights, views
-from minitinker.model.packing import micro_batches, pack
+from minitinker.model.packing import pack
 from minitinker.model.transformer import (
     Network,
     head_chunks,
@@ -33,7 +34,7 @@ CustomLoss = Callable[[list[Datum], list[Any]], tuple[Any, Mapping[str, float]]]
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An adapter's weights at one moment, never written to again. flat: (spec.size,) float32."""
+    """An adapter's weights at one moment, never written to again. flat: (spec.size,), in the ops' DTYPE."""
 
     spec: AdapterSpec
     flat: Array
@@ -42,9 +43,19 @@ class Snapshot:
 class Trainer:
     """Owns the state of one training run. A call that raises leaves that state as it was."""
 
-    def __init__(self, ops: ModuleType, base: BaseModel, spec: AdapterSpec, seed: int | None) -> None:
-        self.ops, self.base, self.spec = ops, base, spec
+    def __init__(
+        self,
+        ops: ModuleType,
+        base: BaseModel,
+        spec: AdapterSpec,
+        seed: int | None,
+        recompute: bool | None = None,
+    ) -> None:
+        """recompute: whether the backward forms activations again; None: where they would not fit otherwise."""
+        self.ops, self.base, self.spec, self.recompute = ops, base, spec, recompute
         self.flat = ops.array(initial_weights(spec, seed))
+        # What the layers compute with: the weights themselves, or, where activations are narrower, a copy.
+        self.copy = None if ops.DTYPE == "float32" else ops.array(self.flat, ops.DTYPE)
         self.grad = ops.zeros((spec.size,))
         self.m = ops.zeros((spec.size,))
         self.v = ops.zeros((spec.size,))
@@ -53,8 +64,8 @@ class Trainer:
         self._network = Network(
             ops,
             base.config,
-            {name: ops.array(w) for name, w in base.weights.items()},
-            views(spec, self.flat),
+            base.placed(ops),
+            views(spec, self._working),
             ops.array(np.array([spec.scale], np.float32)),
         )
 
@@ -120,7 +131,7 @@ class Trainer:
             self.grad,
             self.m,
             self.v,
-            None,
+            self.copy,
             norm,
             self.step,
             adam.learning_rate,
@@ -136,11 +147,16 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """The weights as they are now."""
-        return Snapshot(self.spec, self.flat + 0)
+        return Snapshot(self.spec, self._working + 0)
+
+    @property
+    def _working(self) -> Array:
+        return self.flat if self.copy is None else self.copy
 
     def restore(self, flat: Array, m: Array | None, v: Array | None, step: int) -> None:
         """Put back what a checkpoint holds, with no gradients; without moments the optimizer begins anew."""
         self.flat[...] = self.ops.array(flat)
+        self._working[...] = self.flat
         self.m[...] = 0 if m is None else self.ops.array(m)
         self.v[...] = 0 if v is None else self.ops.array(v)
         self.step = step
@@ -154,25 +170,12 @@ class Trainer:
         loss, whole_config = find_loss(loss_fn, config)
         model = self.base.config
         examples = check_data(data, loss_fn, model.vocab_size, model.max_position_embeddings)
-        lengths = [len(example.tokens) for example in examples]
-        width = self.ops.width()
-        count = width * math.ceil(sum(lengths) / (width * self.ops.MICRO_BATCH_TOKENS))
-        parts = [examples[part.start : part.stop] for part in micro_batches(lengths, count)]
-
-        def run(part: list[Example]) -> tuple[float, list[Array], Array | None]:
-            part_grad = None if grad is None else self.ops.zeros((self.spec.size,))
-            return *self._micro_batch(part, loss, whole_config, part_grad), part_grad
-
-        total, logprobs = 0.0, []
-        for first in range(0, len(parts), width):
-            for part_loss, part_logprobs, part_grad in self.ops.side_by_side(
-                run, parts[first : first + width]
-            ):
-                total += part_loss
-                logprobs += part_logprobs
-                if grad is not None:
-                    with np.errstate(over="ignore", invalid="ignore"):  # refused by forward_backward
-                        grad += part_grad
+        try:
+            total, logprobs = self._in_passes(examples, loss, whole_config, grad)
+        except self.ops.OutOfMemory:
+            total, logprobs = math.nan, None
+        if logprobs is None:  # told here, where the failed pass's arrays are gone
+            raise self._out_of_memory(examples)
         if not math.isfinite(total):
             raise BadRequestError(
                 f"the loss is {total}; check the inputs of {loss_fn} and the learning rate so far"
@@ -183,9 +186,51 @@ class Trainer:
         ]
         return ForwardBackwardOutput("ArrayRecord", outputs, {"loss:sum": total})
 
+    def _in_passes(
+        self, examples: list[Example], loss: Loss, config: Config, grad: Array | None
+    ) -> tuple[float, list[Array]]:
+        """Loss and logprobs, and the gradient added to `grad`: as many examples at once as fit."""
+        ops, width = self.ops, self.ops.width()
+        groups, recompute = plan_passes(
+            [len(example.tokens) for example in examples],
+            self._footprint(),
+            ops.free_memory(),
+            ops.MICRO_BATCH_TOKENS,
+            width,
+            self.recompute,
+        )
+        parts = [examples[group.start : group.stop] for group in groups]
+
+        def run(part: list[Example]) -> tuple[float, list[Array], Array | None]:
+            part_grad = None if grad is None else ops.zeros((self.spec.size,))
+            return *self._micro_batch(part, loss, config, part_grad, recompute), part_grad
+
+        total, logprobs = 0.0, []
+        for first in range(0, len(parts), width):
+            for part_loss, part_logprobs, part_grad in ops.side_by_side(run, parts[first : first + width]):
+                total += part_loss
+                logprobs += part_logprobs
+                if grad is not None:
+                    with np.errstate(over="ignore", invalid="ignore"):  # refused by forward_backward
+                        grad += part_grad
+        return total, logprobs
+
+    def _footprint(self) -> Footprint:
+        return footprint(self.base.config, self.spec, self.ops.DTYPE, self.ops.HEAD_BYTES)
+
+    def _out_of_memory(self, examples: list[Example]) -> APIError:
+        free = self.ops.free_memory()
+        longest = max(len(example.tokens) for example in examples)
+        if free is None:
+            fitting = "a shorter one may"
+        else:
+            tokens = self._footprint().tokens(free, recompute=self.recompute is not False)
+            fitting = f"about {tokens} tokens would have"
+        return out_of_memory(f"a pass with a sequence of {longest} tokens", self.ops.DEVICE, fitting, free)
+
     @np.errstate(over="ignore", invalid="ignore")  # the callers refuse what is not finite
     def _micro_batch(
-        self, examples: list[Example], loss: Loss, config: Config, grad: Array | None
+        self, examples: list[Example], loss: Loss, config: Config, grad: Array | None, recompute: bool
     ) -> tuple[float, list[Array]]:
         """Loss and logprobs of some examples in one pass; adds their gradient to `grad`, unless it is None.
 
@@ -198,9 +243,11 @@ class Trainer:
         inputs = {
             key: np.concatenate([_widen(e.inputs[key], columns) for e in examples]) for key in loss.inputs
         }
-        h, saved = hidden_states(net, pack([e.tokens for e in examples]), keep=grad is not None)
+        h, saved = hidden_states(
+            net, pack([e.tokens for e in examples]), keep=grad is not None, recompute=recompute
+        )
         grads = None if grad is None else views(self.spec, grad)
-        dh = ops.zeros(h.shape) if grads is not None else h
+        dh = ops.zeros(h.shape, h.dtype) if grads is not None else h
         total, logprobs = 0.0, np.empty(targets.shape, np.float32)
         for rows in head_chunks(net, len(h)):
             logits, saved_head = logits_forward(net, h[rows])

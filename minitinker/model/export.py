@@ -43,7 +43,7 @@ def merge_adapter(
     def merged() -> Iterator[Float32Array]:
         for name in shapes:
             # Only a head that was tied has no weight of its own.
-            w = base.weights.get(name, base.weights["model.embed_tokens.weight"])
+            w = base.weights[name if name in base.weights else "model.embed_tokens.weight"]
             module = name.removesuffix(".weight")
             if module not in lora:
                 yield w

@@ -118,13 +118,18 @@ def check_tensors(
         raise BadRequestError(f"{listing}: tensor {missing[0]!r} is missing (of {len(missing)} that are)")
 
 
-def read_tensor(name: str, stored: Stored) -> Float32Array:
-    """The tensor as a new float32 array. Raises BadRequestError where it is of a dtype that is not read."""
+def check_readable(name: str, stored: Stored) -> None:
+    """Raise BadRequestError where the tensor is of a dtype that is not read."""
     if not stored.readable:
         raise BadRequestError(
             f"{stored.path}: tensor {name!r} has dtype {stored.dtype}; it must be one of"
             f" {', '.join(_STORED_DTYPES)}"
         )
+
+
+def read_tensor(name: str, stored: Stored) -> Float32Array:
+    """The tensor as a new float32 array. Raises what `check_readable` raises."""
+    check_readable(name, stored)
     return stored.to_float32(stored.map())
 
 

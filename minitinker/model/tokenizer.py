@@ -238,7 +238,9 @@ class Tokenizer(Vocabulary):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """The text of each row of ids. A flat list of ids is one row."""
+        """The text of each row of ids. A flat list of ids is one row; an empty one is no row."""
+        if to_list(sequences) == []:
+            return []
         texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
         return [texts] if isinstance(texts, str) else texts
 

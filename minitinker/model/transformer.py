@@ -49,43 +49,52 @@ class KVCache:
     values: list[Array]
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of a batch are, as every layer needs it: the turns of their positions, (cos, sin); where
+    sequences have queries and keys; and the rows of the cache that they are written to, if there is one."""
+
+    rope: tuple[Array, Array]
+    plan: Any
+    cache_rows: Array
+
+
 def hidden_states(
-    net: Network, batch: Packed, cache: KVCache | None = None, keep: bool = False
+    net: Network, batch: Packed, cache: KVCache | None = None, keep: bool = False, recompute: bool = False
 ) -> tuple[Array, Any]:
     """The final, normed states: (tokens, hidden_size), and, if `keep`, what the backward needs.
 
-    With a cache, keys and values of the batch are written to it and attention reads from it.
+    With a cache, keys and values of the batch are written to it and attention reads from it. With `recompute`
+    only each layer's input is kept, and the backward does the layer's forward once more: a third more work for
+    a small part of the memory.
     """
     config, ops = net.config, net.ops
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    rope = ops.rope_table(ops.array(batch.positions), ops.array(frequencies))
-    plan = ops.attention_plan(batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths)
-    cache_rows = None if cache is None else ops.array(batch.cache_rows)
+    places = Places(
+        rope=ops.rope_table(ops.array(batch.positions), ops.array(frequencies)),
+        plan=ops.attention_plan(batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths),
+        cache_rows=None if cache is None else ops.array(batch.cache_rows),
+    )
     x = ops.embedding(ops.array(batch.tokens), net.weights["model.embed_tokens.weight"])
     saved_layers = []
     for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}"
-        attended, saved_attention = _attention_forward(
-            net, layer, x, rope, plan, _layer(cache, i), cache_rows
-        )
-        attended += x
-        x, saved_mlp = _mlp_forward(net, layer, attended)
-        x += attended
+        y, saved_layer = _layer_forward(net, i, x, places, cache)
         if keep:
-            saved_layers.append((saved_attention, saved_mlp))
+            saved_layers.append(x if recompute else saved_layer)
+        x = y
     h, saved_norm = _norm_forward(net, "model.norm", x)
-    return h, (saved_layers, saved_norm)
+    return h, (saved_layers, saved_norm, places, recompute)
 
 
 def hidden_states_backward(net: Network, dh: Array, saved: Any, grads: Grads) -> None:
     """From dh: (tokens, hidden_size) to the gradients of every adapter. Empties `saved` as it goes."""
-    saved_layers, saved_norm = saved
+    saved_layers, saved_norm, places, recompute = saved
     dx = net.ops.rms_norm_backward(dh, saved_norm)
     for i in reversed(range(net.config.num_hidden_layers)):
-        layer = f"model.layers.{i}"
-        saved_attention, saved_mlp = saved_layers.pop()
-        dx = dx + _mlp_backward(net, layer, dx, saved_mlp, grads)
-        dx = dx + _attention_backward(net, layer, dx, saved_attention, grads)
+        saved_layer = saved_layers.pop()
+        if recompute:
+            _, saved_layer = _layer_forward(net, i, saved_layer, places, None)
+        dx = _layer_backward(net, i, dx, saved_layer, grads)
 
 
 def head_chunks(net: Network, tokens: int) -> Iterator[slice]:
@@ -127,14 +136,34 @@ def logits_backward(net: Network, dlogits: Array, saved: Any, grads: Grads) -> A
     return _linear_backward(net, "lm_head", dlogits, saved, grads)
 
 
+def _layer_forward(
+    net: Network, i: int, x: Array, places: Places, cache: KVCache | None
+) -> tuple[Array, Any]:
+    layer = f"model.layers.{i}"
+    layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
+    attended, saved_attention = _attention_forward(net, layer, x, places, layer_cache)
+    attended += x
+    y, saved_mlp = _mlp_forward(net, layer, attended)
+    y += attended
+    return y, (saved_attention, saved_mlp)
+
+
+def _layer_backward(net: Network, i: int, dy: Array, saved: Any, grads: Grads) -> Array:
+    layer = f"model.layers.{i}"
+    saved_attention, saved_mlp = saved
+    dattended = _mlp_backward(net, layer, dy, saved_mlp, grads)
+    dattended += dy
+    dx = _attention_backward(net, layer, dattended, saved_attention, grads)
+    dx += dattended
+    return dx
+
+
 def _attention_forward(
     net: Network,
     layer: str,
     x: Array,
-    rope: tuple[Array, Array],
-    plan: Any,
+    places: Places,
     cache: tuple[Array, Array] | None,
-    cache_rows: Array,
 ) -> tuple[Array, Any]:
     config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
     h, saved_norm = _norm_forward(net, f"{layer}.input_layernorm", x)
@@ -148,12 +177,12 @@ def _attention_forward(
     if config.qk_norm:
         q, saved_q_norm = _norm_forward(net, f"{attn}.q_norm", q)
         k, saved_k_norm = _norm_forward(net, f"{attn}.k_norm", k)
-    q, saved_q_rope = ops.rope_forward(q, *rope)
-    k, saved_k_rope = ops.rope_forward(k, *rope)
+    q, saved_q_rope = ops.rope_forward(q, *places.rope)
+    k, saved_k_rope = ops.rope_forward(k, *places.rope)
     if cache is not None:
-        cache[0][cache_rows], cache[1][cache_rows] = k, v
+        cache[0][places.cache_rows], cache[1][places.cache_rows] = k, v
         k, v = cache
-    o, saved_attention = ops.attention_forward(q, k, v, plan, config.head_dim**-0.5)
+    o, saved_attention = ops.attention_forward(q, k, v, places.plan, config.head_dim**-0.5)
     o = o.reshape(-1, config.num_attention_heads * config.head_dim)
     y, saved_o = _linear_forward(net, f"{attn}.o_proj", o)
     q_saved, k_saved = (saved_q, saved_q_norm, saved_q_rope), (saved_k, saved_k_norm, saved_k_rope)
@@ -218,7 +247,3 @@ def _linear_backward(net: Network, name: str, dy: Array, saved: Any, grads: Grad
         grad_a += da
         grad_b += db
     return dx
-
-
-def _layer(cache: KVCache | None, i: int) -> tuple[Array, Array] | None:
-    return None if cache is None else (cache.keys[i], cache.values[i])

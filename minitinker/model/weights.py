@@ -1,16 +1,27 @@
-"""The base model: where its folder is, and its tensors as read-only float32 arrays."""
+"""The base model: where its folder is, and its tensors, in files and on the device that computes."""
 
+import math
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from minitinker.errors import BadRequestError, NotFoundError, PermissionDeniedError
 from minitinker.model.config import ModelConfig, read_config, read_json_object, tensor_shapes
-from minitinker.model.tensor_files import Float32Array, Stored, check_tensors, read_header, read_tensor
+from minitinker.model.tensor_files import (
+    Float32Array,
+    Stored,
+    check_readable,
+    check_tensors,
+    read_header,
+    read_tensor,
+)
 
 EMBEDDED_MODEL = "minitinker/tiny"
 _EMBEDDED_FOLDER = Path(__file__).parent.parent / "tiny"
@@ -32,17 +43,53 @@ SIDE_FILES = (  # what belongs to a model beside config.json and the weights
 )
 
 
+class Weights(Mapping[str, Float32Array]):
+    """A model's tensors by their Hugging Face names, read from the files whenever one is asked for: a new, read-only
+    float32 array. So nothing stays in memory but what a backend makes of them."""
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Float32Array:
+        tensor = read_tensor(name, self._stored[name])
+        tensor.flags.writeable = False
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers all tensors hold."""
+        return sum(math.prod(tensor.shape) for tensor in self._stored.values())
+
+
 @dataclass(frozen=True, eq=False)
 class BaseModel:
-    """A frozen model. `weights` maps Hugging Face tensor names to read-only float32 arrays.
-
-    For a tied head there is no "lm_head.weight". `name` is the one by which the folder was first loaded.
-    """
+    """A frozen model. For a tied head there is no weight "lm_head.weight". `name` is the one by which the folder was
+    first loaded."""
 
     name: str
     folder: Path
     config: ModelConfig
-    weights: dict[str, Float32Array]
+    weights: Weights
+    _placed: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    def placed(self, ops: ModuleType) -> dict[str, Any]:
+        """The weights as arrays of a backend, on its device and in its dtype: the same ones for all who ask."""
+        with _loading:
+            place = (ops.__name__, ops.DEVICE, ops.DTYPE)
+            if place not in self._placed:
+                self._placed[place] = {
+                    name: ops.lora_weight(w, ops.DTYPE)
+                    if name.endswith("_proj.weight")
+                    else ops.array(w, ops.DTYPE)
+                    for name, w in self.weights.items()
+                }
+            return self._placed[place]
 
 
 _loaded: weakref.WeakValueDictionary[Path, BaseModel] = weakref.WeakValueDictionary()
@@ -144,11 +191,10 @@ def _lacking(folder: Path) -> list[str]:
     return [file for file in needed if not (folder / file).is_file()]
 
 
-def read_weights(folder: Path, config: ModelConfig) -> dict[str, Float32Array]:
+def read_weights(folder: Path, config: ModelConfig) -> Weights:
     """Every tensor of `tensor_shapes(config)`, from model.safetensors or the shards that its index names.
 
-    The arrays are float32 and read-only. The layers' linears lie in memory column by column: with few rows,
-    as in decoding, x @ w.T then takes less than half the time. Raises NotFoundError for a missing file, and
+    Names, shapes and dtypes are checked here, numbers read later. Raises NotFoundError for a missing file, and
     BadRequestError for a damaged file and for a tensor that is missing, not expected, or of another shape or
     dtype than float32, float16 and bfloat16. Each message names the file and, where there is one, the tensor.
     """
@@ -166,13 +212,9 @@ def read_weights(folder: Path, config: ModelConfig) -> dict[str, Float32Array]:
     expected = tensor_shapes(config)
     stored = _leave_out_duplicates(stored, config)
     check_tensors(stored, expected, listing, "config.json")
-    weights = {}
     for name in expected:
-        weights[name] = read_tensor(name, stored[name])
-        if name.endswith("_proj.weight"):
-            weights[name] = np.asfortranarray(weights[name])
-        weights[name].flags.writeable = False
-    return weights
+        check_readable(name, stored[name])
+    return Weights({name: stored[name] for name in expected})
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -1,0 +1,174 @@
+"""The kernels in the whole loop: what the reference computes, and the same bits whatever else is in the batch.
+
+Without a GPU the kernels run in Triton's interpreter, on a model of a few thousand numbers.
+"""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import make_model, with_tokenizer
+
+from minitinker import AdamParams, APIError, Datum, ModelInput, SamplingParams, ServiceClient, kernels
+
+GPU = torch.cuda.is_available()
+MICRO = {"vocab_size": 264, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    fields = {"num_key_value_heads": 1, "head_dim": 8}
+    return str(
+        with_tokenizer(make_model("qwen3-tied", tmp_path_factory.mktemp("micro"), **MICRO, **fields)[0])
+    )
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """Makes ServiceClients, and closes them."""
+    monkeypatch.setenv("MINITINKER_HOME", str(tmp_path))
+    made = []
+
+    def make(backend, **options):
+        made.append(ServiceClient(backend=backend, **options))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close("errored")
+
+
+def draw_data(lengths, vocab=264, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        Datum(ModelInput.from_ints(x[:-1].tolist()), {"target_tokens": x[1:]})
+        for x in (rng.integers(0, vocab, n + 1) for n in lengths)
+    ]
+
+
+def run(client, data, steps=3):
+    """The losses of some steps, the logprobs of the last, and a sampler on what came out."""
+    outputs = []
+    for _ in range(steps):
+        outputs.append(client.forward_backward(data, "cross_entropy").result())
+        client.optim_step(AdamParams(learning_rate=1e-2, grad_clip_norm=1.0)).result()
+    logprobs = np.concatenate([out["logprobs"].to_numpy() for out in outputs[-1].loss_fn_outputs])
+    return [output.loss for output in outputs], logprobs, client.save_weights_and_get_sampling_client()
+
+
+def sample(sampler, prompt, samples=2, tokens=4, **options):
+    params = SamplingParams(max_tokens=tokens, seed=3, stop=[], **options)
+    return sampler.sample(ModelInput.from_ints(prompt), samples, params, include_prompt_logprobs=True)
+
+
+def said_by_forward(client, prompt, tokens):
+    """The logprobs that `forward` gives to tokens that follow a prompt: (tokens,)."""
+    text = [*prompt, *tokens]
+    datum = Datum(ModelInput.from_ints(text[:-1]), {"target_tokens": text[1:]})
+    output = client.forward([datum], "cross_entropy").result()
+    return output.loss_fn_outputs[0]["logprobs"].to_numpy()[len(prompt) - 1 :]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_training_and_sampling_through_the_kernels_match_the_reference(service, model, recompute):
+    data = draw_data([5, 1, 9])
+    answers = []
+    for backend, options in (("reference", {}), ("kernels", {"dtype": "float32"})):
+        client = service(backend, recompute=recompute, **options).create_lora_training_client(
+            model, rank=4, seed=0
+        )
+        losses, logprobs, sampler = run(client, data)
+        answer = sample(sampler, [5, 6, 7], temperature=0.7, top_k=50, top_p=0.9).result()
+        answers.append((losses, logprobs, answer))
+    (losses, logprobs, answer), (their_losses, their_logprobs, their_answer) = answers
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(their_losses, losses, rtol=TOLERANCE)
+    np.testing.assert_allclose(their_logprobs, logprobs, rtol=0, atol=TOLERANCE)
+    for ours, theirs in zip(answer.sequences, their_answer.sequences, strict=True):
+        assert ours.tokens == theirs.tokens
+        np.testing.assert_allclose(theirs.logprobs, ours.logprobs, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        their_answer.prompt_logprobs[1:], answer.prompt_logprobs[1:], rtol=0, atol=TOLERANCE
+    )
+
+
+def test_what_the_sampler_reports_forward_reports_too_to_the_last_bit(service, model):
+    client = service("kernels", dtype="float32").create_lora_training_client(model, rank=4, seed=0)
+    data = draw_data([5, 9])
+    sampler = run(client, data, steps=1)[2]
+    prompts = [[5, 6, 7], [8], list(range(40, 53))]
+    answers = [sample(sampler, prompt) for prompt in prompts]  # decoded together
+    for prompt, answer in zip(prompts, answers, strict=True):
+        for sequence in answer.result().sequences:
+            said = said_by_forward(client, prompt, sequence.tokens)
+            np.testing.assert_array_equal(np.float32(sequence.logprobs), said)
+
+
+def test_rows_of_several_adapters_decode_together_with_the_bits_of_each_alone(service, model):
+    client = service("kernels", dtype="float32").create_lora_training_client(model, rank=4, seed=0)
+    samplers = [run(client, draw_data([6]), steps=1)[2], run(client, draw_data([4]), steps=1)[2]]
+    together = [answer.result() for answer in [sample(sampler, [5, 6, 7]) for sampler in samplers]]
+    alone = [sample(sampler, [5, 6, 7]).result() for sampler in samplers]
+    for one, other in zip(together, alone, strict=True):
+        assert [s.tokens for s in one.sequences] == [s.tokens for s in other.sequences]
+        assert [s.logprobs for s in one.sequences] == [s.logprobs for s in other.sequences]
+        assert one.prompt_logprobs == other.prompt_logprobs
+
+
+def test_memory_that_runs_out_in_the_kernels_is_told_and_the_client_goes_on(service, model, monkeypatch):
+    client = service("kernels", dtype="float32").create_lora_training_client(model, rank=4, seed=0)
+    data = draw_data([5])
+    first = client.forward_backward(data, "cross_entropy").result().loss
+
+    def no_room(*inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "attention_backward", no_room)
+        patch.setattr(kernels, "free_memory", lambda *_: 10**9)
+        if GPU:
+            patch.setattr(client._run.trainer.ops, "free_memory", lambda: 10**9)
+        with pytest.raises(
+            APIError, match=r"5 tokens did not fit, where 1.0 GB are free; about \d+ tokens would"
+        ):
+            client.forward_backward(data, "cross_entropy").result()
+    assert client.forward_backward(data, "cross_entropy").result().loss == first  # accumulated, not stepped
+    norm = client.optim_step(AdamParams()).result().metrics["unclipped_grad_l2:mean"]
+    client.forward_backward(data, "cross_entropy").result()
+    assert norm > 0
+
+
+@pytest.mark.skipif(not GPU, reason="bfloat16 needs a GPU")
+@pytest.mark.parametrize("batch", [1, 7, 64, 256])
+def test_in_bfloat16_a_model_of_a_real_size_samples_with_the_bits_that_forward_reports(
+    service, big_model, batch
+):
+    client = service("kernels", dtype="bfloat16").create_lora_training_client(big_model, rank=32, seed=0)
+    vocab = 151_936
+    losses, _, sampler = run(client, draw_data([200, 31, 64], vocab))
+    assert losses[-1] < losses[0]
+    rng = np.random.default_rng(batch)
+    prompts = [rng.integers(0, vocab, int(n)).tolist() for n in rng.integers(1, 130, batch)]
+    answers = [sample(sampler, prompt, samples=1, tokens=8) for prompt in prompts]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        (sequence,) = answer.result().sequences
+        said = said_by_forward(client, prompt, sequence.tokens)
+        np.testing.assert_array_equal(np.float32(sequence.logprobs), said)
+
+
+@pytest.fixture(scope="module")
+def big_model(tmp_path_factory):
+    """A random model of Qwen3-0.6B's shape, in bfloat16."""
+    from bench_contenders import write_model
+
+    folder = str(tmp_path_factory.mktemp("big"))
+    write_model("0.6B", folder)
+    return folder
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_the_device_is_a_parameter(service, model):
+    last = f"cuda:{torch.cuda.device_count() - 1}"
+    client = service("kernels", device=last).create_lora_training_client(model, rank=4, seed=0)
+    client.forward_backward(draw_data([5]), "cross_entropy").result()
+    assert str(client._run.trainer.flat.device) == last
