@@ -15,12 +15,16 @@ def place(device: str | None = None, dtype: str | None = None) -> tuple[str, str
     """The device and the dtype of activations to compute with. Raises ValueError for one that cannot be had."""
     device, dtype = device or DEVICE, dtype or DTYPE
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is {dtype!r}; the kernels compute in 'bfloat16' or 'float32'")
+        raise ValueError(f"dtype is {dtype!r:.80}; the kernels compute in 'bfloat16' or 'float32'")
     if INTERPRETED:
         if device != DEVICE:
-            raise ValueError(f"device is {device!r}, but TRITON_INTERPRET is set: the interpreter runs on 'cpu'")
+            raise ValueError(
+                f"device is {device!r:.80}, but TRITON_INTERPRET is set: the interpreter runs on 'cpu'"
+            )
         if dtype != DTYPE:
-            raise ValueError("dtype is 'bfloat16', which Triton's interpreter computes wrongly; use 'float32'")
+            raise ValueError(
+                "dtype is 'bfloat16', which Triton's interpreter computes wrongly; use 'float32'"
+            )
         return device, dtype
     count = torch.cuda.device_count()
     names = [f"cuda:{i}" for i in range(count)]
@@ -31,7 +35,7 @@ def place(device: str | None = None, dtype: str | None = None) -> tuple[str, str
         )
     device = names[0] if device == "cuda" else device
     if device not in names:
-        raise ValueError(f"device is {device!r}; there is: {', '.join(names)}")
+        raise ValueError(f"device is {device!r:.80}; there is: {', '.join(names)}")
     return device, dtype
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path as _Path
 
 from minitinker import types
+from minitinker.drop_in import install_as_tinker
 from minitinker.errors import (
     APIConnectionError,
     APIError,
@@ -13,6 +14,7 @@ from minitinker.errors import (
     BadRequestError,
     BillingError,
     ConflictError,
+    ExperimentalWarning,
     InternalServerError,
     NotFoundError,
     PermissionDeniedError,
@@ -22,30 +24,44 @@ from minitinker.errors import (
     UnprocessableEntityError,
 )
 from minitinker.futures import APIFuture
+from minitinker.hosted import HostedServiceError
+from minitinker.loss_handles import LossHandle, PerDatumLossFn
 from minitinker.merging import merge
-from minitinker.sampling_client import SamplingClient
+from minitinker.rest_client import RestClient
+from minitinker.sampling_client import BackcompatSamplingClientFuture, SamplingClient
 from minitinker.service_client import ServiceClient
-from minitinker.training_client import TrainingClient
+from minitinker.training_client import BackcompatTrainingClientFuture, TrainingClient
 from minitinker.types import (
+    AdamOptimizerConfig,
     AdamParams,
     Checkpoint,
     CheckpointType,
     Datum,
+    DimuonOptimizerConfig,
+    DimuonParams,
+    DmelChunk,
     EncodedTextChunk,
     ForwardBackwardOutput,
     LoraConfig,
     ModelID,
     ModelInput,
     ModelInputChunk,
+    OptimParams,
     OptimStepResponse,
     ParsedCheckpointTinkerPath,
+    PromptProvenanceSpan,
+    SampledProvenanceSpan,
     SampledSequence,
     SampleResponse,
     SamplingParams,
     StopReason,
     TensorData,
     TensorDtype,
+    TrainingRun,
 )
+
+__title__ = "minitinker"
+__version__ = "0.1.0"
 
 __all__ = [
     "APIConnectionError",
@@ -54,28 +70,42 @@ __all__ = [
     "APIResponseValidationError",
     "APIStatusError",
     "APITimeoutError",
+    "AdamOptimizerConfig",
     "AdamParams",
     "AuthenticationError",
+    "BackcompatSamplingClientFuture",
+    "BackcompatTrainingClientFuture",
     "BadRequestError",
     "BillingError",
     "Checkpoint",
     "CheckpointType",
     "ConflictError",
     "Datum",
+    "DimuonOptimizerConfig",
+    "DimuonParams",
+    "DmelChunk",
     "EncodedTextChunk",
+    "ExperimentalWarning",
     "ForwardBackwardOutput",
+    "HostedServiceError",
     "InternalServerError",
     "LoraConfig",
+    "LossHandle",
     "ModelID",
     "ModelInput",
     "ModelInputChunk",
     "NotFoundError",
+    "OptimParams",
     "OptimStepResponse",
     "ParsedCheckpointTinkerPath",
+    "PerDatumLossFn",
     "PermissionDeniedError",
+    "PromptProvenanceSpan",
     "RateLimitError",
     "RequestFailedError",
+    "RestClient",
     "SampleResponse",
+    "SampledProvenanceSpan",
     "SampledSequence",
     "SamplingClient",
     "SamplingParams",
@@ -85,7 +115,11 @@ __all__ = [
     "TensorDtype",
     "TinkerError",
     "TrainingClient",
+    "TrainingRun",
     "UnprocessableEntityError",
+    "__title__",
+    "__version__",
+    "install_as_tinker",
     "merge",
     "types",
 ]

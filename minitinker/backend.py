@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from minitinker.conform import argument
 from minitinker.errors import BadRequestError
 
 BACKENDS = ("reference", "kernels")
@@ -32,9 +33,11 @@ def load_backend(name: str | None = None, device: str | None = None, dtype: str 
     arrays heed them. Raises BadRequestError for a name that is none of BACKENDS, a backend that cannot run here,
     and a device or dtype that it does not have.
     """
+    for what, given in (("backend", name), ("device", device), ("dtype", dtype)):
+        argument(str | None, given, what)
     name = name or os.environ.get("MINITINKER_BACKEND") or ("kernels" if _gpu() else "reference")
     if name not in BACKENDS:
-        raise BadRequestError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
+        raise BadRequestError(f"there is no backend {name!r:.80}; there are: {', '.join(BACKENDS)}")
     # Triton warns where this is not set, since what it is by default will change; as it is, bits stay.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     try:

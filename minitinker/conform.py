@@ -6,7 +6,11 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from reprlib import repr as shortened
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
+
+import numpy as np
+
+from minitinker.errors import BadRequestError
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,14 @@ class Conforming:
             object.__setattr__(self, field.name, value)
 
 
+def argument(kind: Any, value: Any, name: str) -> Any:
+    """`conform` for an argument of a call: what does not conform is a BadRequestError."""
+    try:
+        return conform(kind, value, name)
+    except TypeError as error:
+        raise BadRequestError(str(error)) from None
+
+
 def conform(kind: Any, value: Any, name: str) -> Any:
     """`value` as the annotation `kind` wants it. `name` is what the TypeError calls it."""
     members = _members(kind)
@@ -42,9 +54,16 @@ def conform(kind: Any, value: Any, name: str) -> Any:
     raise _mismatch(kind, value, name)
 
 
+def is_whole(value: object) -> TypeGuard[Integral]:
+    """Whether it is a whole number by its type. Booleans are none, nor is a time, which NumPy counts among them."""
+    return isinstance(value, Integral) and not isinstance(value, bool | np.timedelta64)
+
+
 def _convert(member: Any, value: Any, name: str, kind: Any) -> Any:
     """`value` as `member`, which is not a union but part of the annotation `kind`."""
     origin, arguments = get_origin(member), get_args(member)
+    if member is Any:
+        return value
     if origin is list:
         return _list_of(arguments[0], value, name, kind)
     if origin is tuple and isinstance(value, tuple) and len(value) == len(arguments):
@@ -54,17 +73,27 @@ def _convert(member: Any, value: Any, name: str, kind: Any) -> Any:
     if origin is dict and isinstance(value, Mapping):
         keys, values = arguments
         return {
-            conform(keys, k, f"a key of {name}"): conform(values, v, f"{name}[{k!r}]")
+            conform(keys, k, f"a key of {name}"): conform(values, v, f"{name}[{shortened(k)}]")
             for k, v in value.items()
         }
-    if origin is Literal and isinstance(value, str) and value in arguments:
+    if (
+        origin is Literal
+        and isinstance(value, str | int)
+        and not isinstance(value, bool)
+        and value in arguments
+    ):
         return value
     if member is int or member is float:
-        if isinstance(value, Real) and not isinstance(value, bool):
-            if member is float:
-                return float(value)
-            if isinstance(value, Integral) or float(value).is_integer():
-                return math.floor(value)
+        if isinstance(value, Real) and not isinstance(value, bool | np.timedelta64):
+            try:
+                if member is float:
+                    return float(value)
+                if is_whole(value) or float(value).is_integer():
+                    return math.floor(value)
+            except OverflowError:  # a number that no float holds
+                raise _mismatch(kind, value, name) from None
+    elif member is bool and isinstance(value, np.bool_):
+        return bool(value)
     elif isinstance(member, type) and origin is None and isinstance(value, member):
         return value
     raise _mismatch(kind, value, name)
@@ -72,7 +101,10 @@ def _convert(member: Any, value: Any, name: str, kind: Any) -> Any:
 
 def _list_of(item: Any, value: Any, name: str, kind: Any) -> list[Any]:
     if hasattr(value, "tolist"):
-        value = value.tolist()
+        try:
+            value = value.tolist()
+        except Exception:  # as of torch tensors without numbers, and of classes
+            raise _mismatch(kind, value, name) from None
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise _mismatch(kind, value, name)
     # Token lists are long, and nearly always right.

@@ -133,3 +133,7 @@ class RequestFailedError(TinkerError):
     def __reduce__(self) -> tuple[type["RequestFailedError"], tuple[str, str, RequestErrorCategory]]:
         # An exception is pickled with the arguments of Exception.__init__: here one of three.
         return type(self), (self.message, self.request_id, self.category)
+
+
+class ExperimentalWarning(FutureWarning):
+    """The hosted library warns so of calls that may change; scripts silence it. Nothing here warns."""

@@ -6,7 +6,11 @@ import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import Future, wait
+from numbers import Real
+from reprlib import repr as shortened
 from typing import Any, Generic, Self, TypeVar
+
+from minitinker.errors import BadRequestError
 
 T = TypeVar("T")
 
@@ -57,6 +61,7 @@ class APIFuture(Generic[T]):
         Raises: TimeoutError (the work goes on), RuntimeError in the worker's own thread, and whatever the
             work raised.
         """
+        _check_timeout(timeout)
         self._refuse_to_wait_for_itself()
         end = None if timeout is None else time.monotonic() + timeout
         while not self._future.done():
@@ -68,6 +73,7 @@ class APIFuture(Generic[T]):
 
     async def result_async(self, timeout: float | None = None) -> T:
         """Like `result`, without blocking the event loop."""
+        _check_timeout(timeout)
         self._refuse_to_wait_for_itself()
         if not self._future.done():
             try:
@@ -172,6 +178,14 @@ class ClientFuture(APIFuture[Any]):
 
     def __await__(self) -> Generator[Any, Any, Self]:
         return self.result_async().__await__()
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is None or (
+        isinstance(timeout, Real) and not isinstance(timeout, bool) and timeout == timeout
+    ):
+        return
+    raise BadRequestError(f"timeout is {shortened(timeout)}; it must be a number of seconds, or None")
 
 
 def _too_late(timeout: float | None) -> str:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from minitinker.backend import storage_folder
-from minitinker.engine.checkpoints import CheckpointStore, merge_checkpoint
+from minitinker.engine.checkpoints import CheckpointStore
+from minitinker.engine.origin import merge_checkpoint, read_origin
 
 
 def merge(checkpoint: str | Path, folder: str | Path, dtype: str | None = None) -> Path:
@@ -16,6 +17,4 @@ def merge(checkpoint: str | Path, folder: str | Path, dtype: str | None = None) 
 
     A tied head that was adapted is written untied. Returns the folder.
     """
-    path = str(checkpoint)
-    adapter = CheckpointStore(storage_folder()).find(path) if path.startswith("tinker://") else Path(path)
-    return merge_checkpoint(adapter, Path(folder), dtype)
+    return merge_checkpoint(read_origin(checkpoint, CheckpointStore(storage_folder())), Path(folder), dtype)

@@ -9,9 +9,9 @@ DEVICE, DTYPE = "cpu", "float32"  # where arrays are, and the dtype of activatio
 def place(device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
     """The device and the dtype of activations to compute with. Raises ValueError for one that cannot be had."""
     if device not in (None, DEVICE):
-        raise ValueError(f"device is {device!r}; the reference computes on the CPU: 'cpu' or None")
+        raise ValueError(f"device is {device!r:.80}; the reference computes on the CPU: 'cpu' or None")
     if dtype not in (None, DTYPE):
-        raise ValueError(f"dtype is {dtype!r}; the reference computes in 'float32'")
+        raise ValueError(f"dtype is {dtype!r:.80}; the reference computes in 'float32'")
     return DEVICE, DTYPE
 
 

@@ -3,12 +3,15 @@
 import os
 import threading
 
+import huggingface_hub.constants
 import pytest
 import torch
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as minitinker.backend does
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+from bad_values import summary
+from bad_world import World
 from small_clients import model, train
 
 from minitinker import ServiceClient
@@ -50,3 +53,15 @@ def trained(client):
     """A TrainingClient whose weights have moved, and a SamplingClient on them."""
     train(client)
     return client, client.save_weights_and_get_sampling_client()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """What bad input is given to, with no way to the Hugging Face hub. It tells at its end how much was tried."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setenv("MINITINKER_HOME", str(tmp_path_factory.mktemp("home") / "storage"))
+        world = World()
+        yield world
+        world.close()
+    print(f"\n{summary()}")

@@ -8,7 +8,16 @@ import pytest
 import torch
 from tiny_models import make_model, with_tokenizer
 
-from minitinker import AdamParams, APIError, Datum, ModelInput, SamplingParams, ServiceClient, kernels
+from minitinker import (
+    AdamParams,
+    APIError,
+    Datum,
+    ModelInput,
+    SamplingParams,
+    ServiceClient,
+    TensorData,
+    kernels,
+)
 
 GPU = torch.cuda.is_available()
 MICRO = {"vocab_size": 264, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
@@ -67,6 +76,41 @@ def said_by_forward(client, prompt, tokens):
     datum = Datum(ModelInput.from_ints(text[:-1]), {"target_tokens": text[1:]})
     output = client.forward([datum], "cross_entropy").result()
     return output.loss_fn_outputs[0]["logprobs"].to_numpy()[len(prompt) - 1 :]
+
+
+def test_what_is_reported_beside_samples_and_a_loss_of_sequences_match_the_reference(service, model):
+    rl = {"logprobs": [-5.0] * 4, "advantages": [1.0, -1.0, 0.5, 1.0], "sequence_ratio_mask": [0, 1, 1, 1]}
+    data = [Datum(ModelInput.from_ints([5, 6, 7, 8]), {"target_tokens": [6, 7, 8, 9]} | rl)]
+    wide = {"clip_low_threshold": 0.01, "clip_high_threshold": 50.0}
+    answers = []
+    for backend, options in (("reference", {}), ("kernels", {"dtype": "float32"})):
+        client = service(backend, **options).create_lora_training_client(model, rank=2, seed=0)
+        loss = client.forward_backward(data, "gspo", wide).result().loss
+        norm = client.optim_step(AdamParams(learning_rate=1e-2)).result().metrics["unclipped_grad_l2:mean"]
+        response = (
+            client.save_weights_and_get_sampling_client(kind="inflight")
+            .sample(
+                ModelInput.from_ints([3, 1, 4, 1]),
+                2,
+                SamplingParams(max_tokens=2, seed=1, temperature=0.7, stop=[]),
+                topk_prompt_logprobs=2,
+                topk_sample_logprobs=3,
+                target_prompt_logprobs=TensorData([[3, -1], [-1, -1], [5, 6]], "int64"),
+                prompt_alt_tokens_k=2,
+            )
+            .result()
+        )
+        tops = [response.topk_prompt_logprobs_np, *(s.topk_logprobs_np for s in response.sequences)]
+        alternatives = response.prompt_alt_tokens
+        tokens = [alternatives.tokens.to_numpy(), *(top.token_ids for top in tops)]
+        targets = response.target_prompt_logprobs.to_numpy()
+        numbers = [alternatives.logprobs.to_numpy(), *(top.logprobs for top in tops), targets, loss, norm]
+        answers.append((tokens, numbers))
+    (tokens, numbers), (their_tokens, their_numbers) = answers
+    for one, other in zip(tokens, their_tokens, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(numbers, their_numbers, strict=True):
+        np.testing.assert_allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

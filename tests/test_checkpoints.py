@@ -2,38 +2,23 @@
 
 import contextlib
 import errno
+import json
 import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import our_logits, random_flat, saved, their_logits
-from transformers import AutoModelForCausalLM
+from small_states import PATH, everything, holds, state
 
-from minitinker.engine.checkpoints import CheckpointStore, SavedState, check_name, merge_checkpoint
+from minitinker.engine import checkpoints, metadata
+from minitinker.engine.checkpoints import CheckpointStore
 from minitinker.errors import APIError, BadRequestError, ConflictError, NotFoundError
 from minitinker.model import files
-from minitinker.model.adapter import AdapterSpec, adapter_spec
-from minitinker.model.weights import load_base_model
-
-SPEC = AdapterSpec(2, {"model.layers.0.self_attn.q_proj": (6, 4), "lm_head": (10, 4)})
-PATH = "tinker://run/weights/a"
-
-
-def state(seed: int = 0) -> SavedState:
-    flat, m, v = (random_flat(SPEC, 3 * seed + i) for i in range(3))
-    return SavedState(SPEC, flat, "owner/name", seed, m, v)
-
-
-def holds(store: CheckpointStore, path: str, seed: int) -> bool:
-    """Whether the checkpoint is whole and is state(seed)."""
-    found, wanted = store.load(path), state(seed)
-    pairs = ((found.flat, wanted.flat), (found.m, wanted.m), (found.v, wanted.v))
-    same = [found.step == wanted.step, *(np.array_equal(ours, theirs) for ours, theirs in pairs)]
-    assert all(same) == any(same)
-    return all(same)
 
 
 @pytest.fixture
@@ -115,38 +100,6 @@ def test_a_path_of_another_kind_than_asked_for_is_refused(store):
         store.load("tinker://run/external_weights/a")
     with pytest.raises(BadRequestError, match=r"kind is '\.\.'"):
         store.save("run", "..", "a", state())
-
-
-@pytest.mark.parametrize(
-    "name", ["a", "step 10", "été", "😀", "a" * 200, "é" * 100, "a.b", "~", "-rf", "con", "%2e"]
-)
-def test_names_that_are_accepted(name, store):
-    assert check_name(name) == name
-    path = store.save(name, "weights", name, state())
-    assert holds(store, path, 0)
-    assert store.paths() == [path]
-
-
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", ".a", "a/b", "/a", "a\\b", "a\0", "a\n", "a\x7f", "\ud800", "\u202ea"]
-)
-def test_names_that_are_refused(name):
-    with pytest.raises(BadRequestError, match="it must be 1 to 200 bytes"):
-        check_name(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["a" * 201, "é" * 101, "a" * 10**6, None, 7, b"a", Path("a")], ids=lambda x: repr(x)[:9]
-)
-def test_names_that_are_too_long_or_no_text_are_refused_briefly(name):
-    with pytest.raises(BadRequestError) as caught:
-        check_name(name, "run id")
-    assert str(caught.value).startswith("the run id is ")
-    assert len(str(caught.value)) < 300
-
-
-def everything(folder: Path) -> set[Path]:
-    return {Path(at, name) for at, folders, names in os.walk(folder) for name in (*folders, *names)}
 
 
 HOSTILE = st.text(st.sampled_from("./\\~:ab\0\n $%*?\u2044\uff0f\u202e"), max_size=8) | st.text(max_size=300)
@@ -317,12 +270,261 @@ def test_a_root_that_cannot_be_made_is_said(tmp_path):
         CheckpointStore(tmp_path / "file" / "root").save("run", "weights", "a", state())
 
 
-def test_a_checkpoint_is_merged_into_the_base_that_it_names(store, tmp_path):
-    base = load_base_model(str(saved(tmp_path / "base", "qwen3-tied", std=0.2)))
-    spec = adapter_spec(base.config, 4, True, True, True)
-    flat, tokens = random_flat(spec), np.arange(9)
-    path = store.save("run", "sampler_weights", "a", SavedState(spec, flat, base.name))
-    assert merge_checkpoint(store.find(path), tmp_path / "merged") == tmp_path / "merged"
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    ours = our_logits(base, spec, flat, tokens)
-    np.testing.assert_allclose(their_logits(model, tokens), ours, rtol=0, atol=1e-4)
+@settings(deadline=None, max_examples=40)
+@given(limit=st.integers(0, 3000), call=st.sampled_from(["save", "overwrite", "copy", "ttl"]))
+def test_a_disk_that_is_full_at_any_place_leaves_what_there_was(limit, call, tmp_path_factory):
+    store = CheckpointStore(tmp_path_factory.mktemp("full"))
+    store.save("run", "weights", "a", state(1))
+    before = everything(store.root)
+    calls = {
+        "save": lambda: store.save("run", "weights", "b", state(2)),
+        "overwrite": lambda: store.save("run", "weights", "a", state(2), overwrite=True),
+        "copy": lambda: store.copy(PATH),
+        "ttl": lambda: store.set_ttl(PATH, 1000),
+    }
+    with pytest.MonkeyPatch.context() as full:
+        full_disk(limit, full)
+        refused = ""
+        try:
+            calls[call]()
+        except APIError as error:
+            refused = str(error)
+    if refused:
+        assert "No space left on device" in refused
+        assert everything(store.root) == before
+        assert holds(store, PATH, 1)
+        assert store.info(PATH).expires_at is None
+    else:
+        assert holds(store, PATH, 2 if call == "overwrite" else 1)
+    assert holds(store, store.save("run", "weights", "c", state(3)), 3)
+
+
+def test_deleting_needs_no_room(store, monkeypatch):
+    store.save("run", "weights", "a", state(1))
+    with monkeypatch.context() as full:
+        full_disk(0, full)
+        full.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        store.delete(PATH)
+    assert store.paths() == []
+    assert everything(store.root) == {store.root / name for name in (".lock", "run", "run/weights")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_file_that_may_not_grow_is_said_and_the_earlier_checkpoint_stays(store):
+    store.save("run", "weights", "a", state(1))
+    program = f"""
+import resource
+import numpy as np
+from minitinker.engine.checkpoints import CheckpointStore, SavedState
+from minitinker.errors import APIError
+from minitinker.model.adapter import AdapterSpec
+spec = AdapterSpec(1, {{"lm_head": (100, 100)}})
+state = SavedState(spec, np.ones(spec.size, np.float32), "owner/name")
+store = CheckpointStore({str(store.root)!r})
+for limit in range(0, 900, 50):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        store.save("run", "weights", "a", state, overwrite=True)
+    except APIError as error:
+        assert "File too large" in str(error), error
+    else:
+        raise SystemExit("it was saved")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.save("run", "weights", "b", state)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert holds(store, PATH, 1)
+    assert store.load("tinker://run/weights/b").flat.sum() == 200
+    assert not list(store.root.glob(".part-*"))
+
+
+# Files that are not as they were saved
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors", "minitinker.json"])
+@pytest.mark.parametrize("damage", ["altered", "truncated", "emptied", "gone"])
+def test_a_damaged_file_is_named_and_the_others_are_read_as_before(file, damage, store):
+    store.save("run", "weights", "b", state(1))
+    path = store.find(store.save("run", "weights", "a", state())) / file
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"altered": data, "truncated": data[:-5], "emptied": b""}[damage])
+    with pytest.raises((BadRequestError, NotFoundError)) as caught:
+        store.load(PATH)
+    assert str(path) in str(caught.value)
+    assert holds(store, "tinker://run/weights/b", 1)
+    assert PATH in store.paths()  # so that it can be deleted
+    store.delete(PATH)
+    assert PATH not in store.paths()
+
+
+# How long they are kept
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """A function that lets so many seconds pass."""
+
+    def pass_by(seconds):
+        moment = datetime.now(UTC) + timedelta(seconds=seconds)
+        monkeypatch.setattr(metadata, "now", lambda: moment)
+        monkeypatch.setattr(checkpoints, "now", lambda: moment)
+
+    return pass_by
+
+
+def test_what_has_expired_is_neither_listed_nor_found_nor_in_the_way(store, later):
+    store.save("run", "weights", "a", state(1), ttl_seconds=100)
+    store.save("run", "weights", "b", state(2))
+    later(99)
+    assert len(store.paths()) == 2
+    assert holds(store, PATH, 1)
+    later(101)
+    assert store.paths() == ["tinker://run/weights/b"]
+    for call in (store.load, store.find, store.info, store.delete, store.copy):
+        with pytest.raises(NotFoundError, match="tinker://run/weights/a expired at 20"):
+            call(PATH)
+    with pytest.raises(NotFoundError):
+        store.set_ttl(PATH, None)
+    store.save("run", "weights", "a", state(3))
+    assert holds(store, PATH, 3)
+
+
+def test_what_has_expired_is_swept_at_the_next_save_of_its_run_or_when_asked(store, later):
+    for run in ("one", "two"):
+        store.save(run, "weights", "a", state(1), ttl_seconds=100)
+    later(101)
+    store.save("one", "weights", "b", state(2))
+    assert not (store.root / "one" / "weights" / "a").exists()
+    assert (store.root / "two" / "weights" / "a").exists()
+    store.sweep()
+    assert not (store.root / "two" / "weights" / "a").exists()
+    assert store.paths() == ["tinker://one/weights/b"]
+
+
+def test_a_ttl_is_set_anew_from_now_and_taken_away(store, later):
+    store.save("run", "weights", "a", state(1, user_metadata={"k": "v"}), ttl_seconds=100)
+    store.set_ttl(PATH, 1000)
+    later(500)
+    store.set_ttl(PATH, 1000)
+    later(1400)
+    assert holds(store, PATH, 1)
+    store.set_ttl(PATH, None)
+    later(10**6)
+    assert holds(store, PATH, 1)
+    assert store.info(PATH).user_metadata == {"k": "v"}
+
+
+@pytest.mark.parametrize("ttl", [0, -1, 1.5, True, "3600", float("nan"), 10**10])
+def test_a_ttl_that_cannot_be_is_refused_with_its_value_and_changes_nothing(ttl, store):
+    store.save("run", "weights", "a", state(1))
+    calls = [
+        lambda: store.save("run", "weights", "a", state(2), overwrite=True, ttl_seconds=ttl),
+        lambda: store.copy(PATH, ttl),
+        lambda: store.set_ttl(PATH, ttl),
+    ]
+    for call in calls:
+        with pytest.raises(
+            BadRequestError, match=f"ttl_seconds is {ttl!r}; it must be None or a whole number"
+        ):
+            call()
+    assert store.paths() == [PATH]
+    assert holds(store, PATH, 1)
+    assert store.info(PATH).expires_at is None
+
+
+def test_overwriting_replaces_notes_and_expiry(store):
+    store.save("run", "weights", "a", state(1, user_metadata={"k": "v"}), ttl_seconds=100)
+    store.save("run", "weights", "a", state(2), overwrite=True)
+    info = store.info(PATH)
+    assert (info.user_metadata, info.expires_at) == (None, None)
+
+
+# Deleted, copied, published
+
+
+@pytest.mark.parametrize("kind", ["weights", "sampler_weights"])
+def test_what_is_deleted_is_gone_and_its_name_is_free(kind, store):
+    path = store.save("run", kind, "a", state(1))
+    store.save("run", kind, "b", state(2))
+    store.delete(path)
+    assert store.paths() == [f"tinker://run/{kind}/b"]
+    assert not (store.root / "run" / kind / "a").exists()
+    with pytest.raises(NotFoundError, match="there is no checkpoint"):
+        store.delete(path)
+    store.save("run", kind, "a", state(3))
+
+
+def test_what_an_overwriting_left_behind_does_not_come_back_after_deleting(store):
+    store.save("run", "weights", "a", state(1))
+    folder = store.find(PATH)
+    folder.rename(folder.with_name(".old-a"))
+    assert holds(store, PATH, 1)
+    with pytest.raises(ConflictError):
+        store.save("run", "weights", "a", state(2))
+    store.save("run", "weights", "a", state(2), overwrite=True)
+    store.delete(PATH)
+    assert store.paths() == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_copy_is_a_checkpoint_of_its_own_in_a_run_of_its_own(links, store, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    store.save("run", "weights", "a", state(1, user_metadata={"k": "v"}), ttl_seconds=100)
+    copy = store.copy(PATH)
+    assert copy.endswith("/weights/a")
+    assert copy != PATH
+    assert holds(store, copy, 1)
+    info = store.info(copy)
+    assert (info.user_metadata, info.expires_at, info.public) == ({"k": "v"}, None, False)
+    store.save("run", "weights", "a", state(2), overwrite=True)
+    assert holds(store, copy, 1)
+    store.delete(PATH)
+    assert holds(store, copy, 1)
+    assert list(store.runs()) == [copy.split("/")[2]]
+    assert store.info(store.copy(copy, 50)).expires_at is not None
+
+
+def test_a_copy_of_what_is_not_there_makes_nothing(store):
+    store.save("run", "weights", "a", state(1))
+    before = everything(store.root)
+    with pytest.raises(NotFoundError, match="there is no checkpoint tinker://run/weights/b"):
+        store.copy("tinker://run/weights/b")
+    assert everything(store.root) == before
+
+
+def test_public_is_noted_and_what_it_is_already_is_refused(store):
+    store.save("run", "weights", "a", state(1))
+    with pytest.raises(ConflictError, match="is private already"):
+        store.set_public(PATH, False)
+    store.set_public(PATH, True)
+    assert store.info(PATH).public
+    with pytest.raises(ConflictError, match="is public already"):
+        store.set_public(PATH, True)
+    assert holds(store, PATH, 1)
+    store.set_public(PATH, False)
+    assert not store.info(PATH).public
+
+
+# What earlier versions wrote
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_listed_copied_and_changed(store):
+    folder = store.find(store.save("run", "weights", "a", state(1)))
+    path = folder / "minitinker.json"
+    fields = json.loads(path.read_text())
+    for later_field in ("sha256", "expires", "public"):
+        del fields[later_field]
+    path.write_text(json.dumps(fields, indent=2))
+    (store.root / "run" / "run.json").unlink(missing_ok=True)
+    assert holds(store, PATH, 1)
+    assert store.paths() == [PATH]
+    assert holds(store, store.copy(PATH), 1)
+    record = store.run("run")
+    assert (record.base_model, record.rank) == ("owner/name", 2)
+    store.set_ttl(PATH, 1000)
+    assert holds(store, PATH, 1)

@@ -78,7 +78,7 @@ def test_a_folder_has_the_permissions_that_a_new_folder_has(tmp_path):
 def test_every_file_and_folder_is_forced_to_the_disk_before_the_rename(tmp_path, monkeypatch):
     order = []
     rename = os.rename
-    monkeypatch.setattr(files, "_fsync", lambda path: order.append(path.name))
+    monkeypatch.setattr(files, "fsync", lambda path: order.append(path.name))
     monkeypatch.setattr(files.os, "rename", lambda a, b: (order.append("rename"), rename(a, b)))
     write(tmp_path / "a", "1")
     first = order.index("rename")

@@ -3,61 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from loss_checks import (
+    CONFIGS,
+    CONTEXT,
+    FIXED,
+    VOCAB,
+    check_against_autograd,
+    evaluated,
+    numbers,
+    seeds,
+    shapes,
+)
 from tiny_models import make_batch
 
 from minitinker.errors import BadRequestError
 from minitinker.losses import LOSSES, check_data, find_loss
-from minitinker.types import Datum, ModelInput, TensorData
-
-VOCAB, CONTEXT = 11, 8
-FIXED = settings(derandomize=True, deadline=None, max_examples=50)
-seeds = st.integers(0, 2**32 - 1)
-shapes = st.tuples(st.integers(1, 8), st.integers(1, 3))
-
-# The table of the API's document, in torch, for autograd to differentiate.
-IN_TORCH = {
-    "cross_entropy": lambda lp, x, c: -(x["weights"] * lp),
-    "importance_sampling": lambda lp, x, c: -(torch.exp(lp - x["logprobs"]) * x["advantages"]),
-    "ppo": lambda lp, x, c: (
-        -torch.minimum(
-            torch.exp(lp - x["logprobs"]) * x["advantages"],
-            torch.exp(lp - x["logprobs"]).clamp(c["clip_low_threshold"], c["clip_high_threshold"])
-            * x["advantages"],
-        )
-    ),
-    "cispo": lambda lp, x, c: (
-        -(
-            torch.exp(lp - x["logprobs"]).clamp(c["clip_low_threshold"], c["clip_high_threshold"]).detach()
-            * lp
-            * x["advantages"]
-        )
-    ),
-    "dro": lambda lp, x, c: -(lp * x["advantages"] - c["beta"] / 2 * (lp - x["logprobs"]) ** 2),
-}
-CONFIGS = {"dro": {"beta": 0.3}}
-
-
-def numbers(name, shape, seed, apart=1.0):
-    """Logprobs and inputs of a loss; `apart` is how far lp and q are from each other."""
-    rng = np.random.default_rng(seed)
-    lp = -np.abs(rng.normal(3, 2, shape))
-    drawn = {
-        "weights": rng.standard_normal(shape),
-        "logprobs": lp + apart * rng.standard_normal(shape),
-        "advantages": rng.standard_normal(shape),
-    }
-    return lp, {key: drawn[key] for key in LOSSES[name].inputs}
-
-
-def check_against_autograd(name, lp, inputs, config):
-    loss, dlp = LOSSES[name].per_token(lp, inputs, config)
-    leaf = torch.tensor(lp, requires_grad=True)
-    theirs = IN_TORCH[name](leaf, {key: torch.tensor(x) for key, x in inputs.items()}, config)
-    (gradient,) = torch.autograd.grad(theirs.sum(), leaf)
-    np.testing.assert_allclose(loss, theirs.detach().numpy(), rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(dlp, gradient.numpy(), rtol=1e-12, atol=1e-14)
+from minitinker.types import Datum, ImageChunk, ModelInput, TensorData
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -68,7 +31,7 @@ def test_value_and_derivative_are_those_of_torch(name, shape, seed):
     check_against_autograd(name, *numbers(name, shape, seed), config)
 
 
-@pytest.mark.parametrize("name", ["ppo", "cispo"])
+@pytest.mark.parametrize("name", ["ppo", "cispo", "gspo"])
 @FIXED
 @given(low=st.floats(0, 1.5), width=st.floats(0, 3), apart=st.sampled_from([0.1, 1.0, 3.0]), seed=seeds)
 def test_thresholds_clip_where_those_of_torch_do(name, low, width, apart, seed):
@@ -84,14 +47,14 @@ def test_a_ratio_on_a_threshold_counts_as_not_clipped(name, thresholds, advantag
     lp = np.array([[-1.0], [-2.5]])  # r is exactly 1
     inputs = {"logprobs": lp.copy(), "advantages": np.full_like(lp, advantage)}
     check_against_autograd(name, lp, inputs, config)
-    assert (LOSSES[name].per_token(lp, inputs, config)[1] == -advantage).all()
+    assert (evaluated(name, lp, inputs, config)[1] == -advantage).all()
 
 
 def test_ppo_stops_pushing_once_the_ratio_has_gone_far_enough():
     config = find_loss("ppo", None)[1]
     lp = np.log(np.array([[1.3], [1.3], [0.7], [0.7]]))
     inputs = {"logprobs": np.zeros_like(lp), "advantages": np.array([[1.0], [-1.0], [1.0], [-1.0]])}
-    loss, dlp = LOSSES["ppo"].per_token(lp, inputs, config)
+    loss, dlp, _ = evaluated("ppo", lp, inputs, config)
     np.testing.assert_allclose(loss[:, 0], [-1.2, 1.3, -0.7, 0.8])
     np.testing.assert_allclose(dlp[:, 0], [0, 1.3, -0.7, 0])
 
@@ -104,6 +67,7 @@ def test_defaults_are_those_of_the_api():
         "ppo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
         "cispo": {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0},
         "dro": {"beta": 0.3},
+        "gspo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
     }
 
 
@@ -140,7 +104,7 @@ def test_an_unknown_loss_or_config_is_refused_by_name(name, config, said):
 @given(lengths=st.lists(st.integers(1, CONTEXT), min_size=1, max_size=4), k=st.none() | st.integers(1, 3))
 def test_checked_data_hold_what_was_given(lengths, k):
     data = make_batch(lengths, k=k, vocab=VOCAB)
-    for datum, example in zip(data, check_data(data, "cross_entropy", VOCAB, CONTEXT), strict=True):
+    for datum, example in zip(data, check_data(data, "cross_entropy", {}, VOCAB, CONTEXT), strict=True):
         assert example.tokens.tolist() == datum.model_input.to_ints()
         targets, weights = (datum.loss_fn_inputs[key].to_numpy() for key in ("target_tokens", "weights"))
         assert example.shape == targets.shape
@@ -153,13 +117,13 @@ def test_checked_data_hold_what_was_given(lengths, k):
 def test_absent_weights_are_ones(k):
     (datum,) = make_batch([5], k=k, vocab=VOCAB)
     bare = Datum(datum.model_input, {"target_tokens": datum.loss_fn_inputs["target_tokens"]})
-    (example,) = check_data([bare], "cross_entropy", VOCAB, CONTEXT)
+    (example,) = check_data([bare], "cross_entropy", {}, VOCAB, CONTEXT)
     np.testing.assert_array_equal(example.inputs["weights"], np.ones((5, k or 1)))
 
 
 def test_whole_numbers_serve_as_weights():
     datum = Datum(ModelInput.from_ints([1, 2]), {"target_tokens": [3, 4], "weights": np.array([0, 1])})
-    (example,) = check_data([datum], "cross_entropy", VOCAB, CONTEXT)
+    (example,) = check_data([datum], "cross_entropy", {}, VOCAB, CONTEXT)
     assert example.inputs["weights"].tolist() == [[0], [1]]
 
 
@@ -197,9 +161,10 @@ BAD = [  # loss, what replaces which input (None: it is left out), what the mess
 def test_a_bad_input_is_refused_with_its_datum_and_its_key(name, change, said):
     inputs = {key: value for key, value in (GOOD[name] | change).items() if value is not None}
     good, bad = (Datum(ModelInput.from_ints([4, 5, 6]), x) for x in (GOOD[name], inputs))
-    check_data([good], name, VOCAB, CONTEXT)
+    config = find_loss(name, None)[1]
+    check_data([good], name, config, VOCAB, CONTEXT)
     with pytest.raises(BadRequestError) as caught:
-        check_data([good, bad], name, VOCAB, CONTEXT)
+        check_data([good, bad], name, config, VOCAB, CONTEXT)
     for words in ("data[1]", *said):
         assert words in str(caught.value)
 
@@ -217,7 +182,7 @@ def test_a_bad_input_is_refused_with_its_datum_and_its_key(name, change, said):
 def test_a_bad_model_input_is_refused_with_its_datum(tokens, said):
     bad = Datum(ModelInput.from_ints(tokens), {"target_tokens": [1] * len(tokens)})
     with pytest.raises(BadRequestError) as caught:
-        check_data([*make_batch([2], vocab=VOCAB), bad], "cross_entropy", VOCAB, CONTEXT)
+        check_data([*make_batch([2], vocab=VOCAB), bad], "cross_entropy", {}, VOCAB, CONTEXT)
     for words in ("data[1].model_input", *said):
         assert words in str(caught.value)
 
@@ -225,19 +190,56 @@ def test_a_bad_model_input_is_refused_with_its_datum(tokens, said):
 @pytest.mark.parametrize("data", [[], (), None, "ab", {}, make_batch([2])[0]])
 def test_no_data_is_a_value_error(data):
     with pytest.raises(ValueError, match="at least one Datum"):
-        check_data(data, "cross_entropy", VOCAB, CONTEXT)
+        check_data(data, "cross_entropy", {}, VOCAB, CONTEXT)
 
 
 def test_what_is_no_datum_is_refused_with_its_place():
     with pytest.raises(BadRequestError, match=r"data\[1\] is a dict; it must be a Datum"):
-        check_data([*make_batch([2], vocab=VOCAB), {}], "cross_entropy", VOCAB, CONTEXT)
+        check_data([*make_batch([2], vocab=VOCAB), {}], "cross_entropy", {}, VOCAB, CONTEXT)
 
 
 @pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo"])
 def test_a_token_without_advantage_costs_nothing_however_unlikely_it_was_to_be_drawn(name):
-    loss, config = find_loss(name, None)
     inputs = {"logprobs": np.array([[-1e4], [-2.0]]), "advantages": np.array([[0.0], [1.0]])}
-    terms, dlp = loss.per_token(np.array([[-1.0], [-2.0]]), inputs, config)
+    terms, dlp, _ = evaluated(name, np.array([[-1.0], [-2.0]]), inputs, find_loss(name, None)[1])
     assert terms[0] == dlp[0] == 0
     assert np.isfinite([terms, dlp]).all()
     assert dlp[1] == -1
+
+
+# Inputs in other layouts
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_sparse_targets_and_weights_are_the_dense_ones(k):
+    rng = np.random.default_rng(0)
+    weights = np.where(rng.random((6, k)) < 0.2, rng.standard_normal((6, k)), 0).astype(np.float32)
+    targets = np.where(weights != 0, rng.integers(1, VOCAB, (6, k)), 0)
+    text = ModelInput.from_ints([1] * 6)
+    dense = Datum(text, {"target_tokens": targets, "weights": weights})
+    sparse = Datum(
+        text,
+        {
+            "target_tokens": TensorData.from_torch_sparse(torch.from_numpy(targets)),
+            "weights": TensorData.from_torch_sparse(torch.from_numpy(weights)),
+        },
+    )
+    assert sparse.loss_fn_inputs["weights"].sparse_crow_indices is not None
+    one, other = check_data([dense, sparse], "cross_entropy", {}, VOCAB, CONTEXT)
+    np.testing.assert_array_equal(one.targets, other.targets)
+    np.testing.assert_array_equal(one.inputs["weights"], other.inputs["weights"])
+
+
+def test_an_image_is_refused_with_its_datum_and_its_place():
+    image = ImageChunk(data=b"", format="png", expected_tokens=2)
+    bad = Datum(ModelInput.from_ints([1]).append(image), {"target_tokens": [1, 2, 3]})
+    with pytest.raises(BadRequestError, match=r"data\[0\]\.model_input\.chunks\[1\] is of type ImageChunk"):
+        check_data([bad], "cross_entropy", {}, VOCAB, CONTEXT)
+
+
+def test_the_chunks_of_a_text_are_read_one_after_the_other():
+    text = ModelInput.from_ints([1, 2]).append_int(3).append_int(4)
+    (example,) = check_data(
+        [Datum(text, {"target_tokens": [2, 3, 4, 5]})], "cross_entropy", {}, VOCAB, CONTEXT
+    )
+    assert example.tokens.tolist() == [1, 2, 3, 4]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tiny_models import VOCAB, make_model, make_trainer, to_peft
 
 from minitinker import APIError, reference
-from minitinker.engine.sampler import Sampler, SampleRequest, Uniforms
+from minitinker.engine.request import SampleRequest, Served, Uniforms
+from minitinker.engine.sampler import Sampler
 from minitinker.engine.stopping import StopRule
 from minitinker.model.weights import load_base_model
 
@@ -42,8 +43,8 @@ def sampler(model):
     return Sampler(reference, model[0])
 
 
-def request(prompt=(5, 6, 7), samples=1, **fields):
-    given_fields = {"snapshot": None, "stop": NEVER, "max_tokens": 12, "seed": 1} | fields
+def request(prompt=(5, 6, 7), samples=1, snapshot=None, **fields):
+    given_fields = {"served": Served(snapshot), "stop": NEVER, "max_tokens": 12, "seed": 1} | fields
     return SampleRequest(np.array(prompt, np.int64), samples, future=Future(), **given_fields)
 
 

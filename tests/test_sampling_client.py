@@ -1,6 +1,5 @@
 import asyncio
 import concurrent.futures
-import inspect
 import time
 from concurrent.futures import CancelledError, wait
 
@@ -14,29 +13,6 @@ from minitinker.types import AdamParams, ModelInput, SampleResponse, SamplingPar
 
 CONTEXT = 256
 EOS = 258
-
-
-# The hosted library's methods
-
-
-def test_the_methods_take_what_the_hosted_service_takes():
-    def begin_with(name, *names):
-        method = getattr(SamplingClient, name)
-        assert list(inspect.signature(method).parameters)[1 : 1 + len(names)] == list(names)
-        assert inspect.iscoroutinefunction(method) == name.endswith("_async")
-
-    for end in ("", "_async"):
-        begin_with(
-            f"sample{end}",
-            "prompt",
-            "num_samples",
-            "sampling_params",
-            "include_prompt_logprobs",
-            "topk_prompt_logprobs",
-        )
-        begin_with(f"compute_logprobs{end}", "prompt")
-        begin_with(f"get_base_model{end}")
-    begin_with("get_tokenizer")
 
 
 def test_calls_return_futures_at_once_and_the_async_twins_return_results(base, held):
@@ -106,10 +82,17 @@ def test_what_goes_wrong_in_making_a_client_comes_with_its_result_and_every_use(
             use()
 
 
-@pytest.mark.parametrize("asked", [{}, {"model_path": "tinker://a/weights/b", "base_model": "c"}])
-def test_one_of_a_path_and_a_base_model_is_needed(service, asked):
+def test_one_of_a_path_and_a_base_model_is_needed(service):
     with pytest.raises(BadRequestError, match="give one of the two"):
-        service.create_sampling_client(**asked)
+        service.create_sampling_client()
+
+
+def test_a_base_model_beside_a_path_must_be_the_one_that_was_trained(service, client):
+    path = client.save_weights_for_sampler("beside").result().path
+    expected = tokens(draw(service.create_sampling_client(path)))
+    assert tokens(draw(service.create_sampling_client(path, model()))) == expected
+    with pytest.raises(BadRequestError, match=r"was trained on .*; base_model is minitinker/tiny"):
+        service.create_sampling_client(path, "minitinker/tiny").result()
 
 
 # A snapshot

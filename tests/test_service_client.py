@@ -1,17 +1,20 @@
 import asyncio
 import gc
-import inspect
+import shutil
 import threading
 import time
 from concurrent.futures import CancelledError, wait
 
 import numpy as np
 import pytest
+from peft import LoraConfig, get_peft_model
 from small_clients import datum, model, prompt, saved, train, weights
+from transformers import AutoModelForCausalLM
 
 from minitinker import ServiceClient, backend
 from minitinker.errors import BadRequestError, NotFoundError, TinkerError
-from minitinker.types import AdamParams, SamplingParams
+from minitinker.hosted import HostedServiceError
+from minitinker.types import AdamOptimizerConfig, AdamParams, DimuonOptimizerConfig, SamplingParams
 
 DATA = [datum(1, 2, 3, 4), datum(9, 8, 7)]
 STEP = AdamParams(learning_rate=0.01)
@@ -25,37 +28,6 @@ def own(tmp_path, monkeypatch):
     worker = services[0]._session.worker
     yield services
     worker.close(finish=False)
-
-
-# What the hosted service has
-
-
-@pytest.mark.parametrize(
-    ("name", "documented"),
-    [
-        (
-            "create_lora_training_client",
-            "base_model, rank=32, seed=None, train_mlp=True, train_attn=True, train_unembed=True, "
-            "user_metadata=None",
-        ),
-        ("create_training_client_from_state", "path"),
-        ("create_training_client_from_state_with_optimizer", "path"),
-        ("create_sampling_client", "model_path=None, base_model=None, retry_config=None"),
-        ("get_server_capabilities", ""),
-    ],
-)
-def test_every_method_and_its_async_twin_begin_with_the_documented_parameters(name, documented):
-    plain, twin = (getattr(ServiceClient, name + end) for end in ("", "_async"))
-    assert inspect.iscoroutinefunction(twin)
-    assert list(inspect.signature(plain).parameters) == list(inspect.signature(twin).parameters)
-    for method in (plain, twin):
-        parameters = list(inspect.signature(method).parameters.values())[1:]
-        shown = [
-            p.name if p.default is inspect.Parameter.empty else f"{p.name}={p.default}" for p in parameters
-        ]
-        names = documented.split(", ") if documented else []
-        assert shown[: len(names)] == names
-        assert all("=" in further for further in shown[len(names) :])
 
 
 def test_the_embedded_model_is_always_there(service):
@@ -129,12 +101,89 @@ def test_what_is_not_saved_cannot_be_gone_on_from(service, client):
         service.create_training_client_from_state_with_optimizer(sampler).result()
 
 
-def test_notes_of_the_service_and_the_client_are_saved_together(tmp_path, monkeypatch):
+def test_a_run_begins_from_an_adapter_that_was_made_elsewhere(service, client, tmp_path):
+    train(client)
+    folder = service._session.store.find(client.save_weights_for_sampler("elsewhere").result().path)
+    shutil.copytree(folder, tmp_path / "adapter")
+    (tmp_path / "adapter" / "minitinker.json").unlink()
+    begun = service.create_training_client_from_state(str(tmp_path / "adapter"), model())
+    np.testing.assert_array_equal(weights(begun), weights(client))
+    begun.forward_backward(DATA, "cross_entropy")
+    begun.optim_step(STEP).result()
+    again = service.create_training_client_from_state(begun.save_state("a").result().path)
+    np.testing.assert_array_equal(weights(again), weights(begun))
+    with pytest.raises(BadRequestError, match="no optimizer state"):
+        service.create_training_client_from_state_with_optimizer(str(tmp_path / "adapter")).result()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers for what it has renamed
+def test_a_run_on_some_kinds_of_linears_trains_those_and_no_others(service, tmp_path):
+    made = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model()), LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    )
+    made.save_pretrained(tmp_path)
+    client = service.create_training_client_from_state(str(tmp_path), base_model=model())
+    train(client)
+    kinds = {name.rpartition(".")[2] for name in client._run.trainer.spec.shapes}
+    assert kinds == {"q_proj", "down_proj"}
+    again = service.create_training_client_from_state_with_optimizer(client.save_state("a").result().path)
+    np.testing.assert_array_equal(weights(again), weights(client))
+
+
+def test_a_run_begins_from_a_checkpoints_folder_with_its_optimizer(service, client):
+    train(client)
+    folder = service._session.store.find(client.save_state("folder").result().path)
+    begun = service.create_training_client_from_state_with_optimizer(str(folder), base_model=model())
+    assert begun.result()._run.trainer.step == 2
+
+
+def test_another_base_token_or_optimizer_is_refused(service, client):
+    path = client.save_state("base").result().path
+    make = service.create_training_client_from_state
+    with pytest.raises(BadRequestError, match=r"base_model is 'minitinker/tiny'; .* was trained on"):
+        make(path, "minitinker/tiny").result()
+    with pytest.raises(HostedServiceError, match="weights_access_token='secret'"):
+        make(path, weights_access_token="secret")
+    with pytest.raises(HostedServiceError, match="weights_access_token"):
+        service.copy_weights(path, weights_access_token="secret")
+    for optimizer in (DimuonOptimizerConfig(), "adamw"):
+        with pytest.raises(BadRequestError, match=r"it must be None or AdamOptimizerConfig\(\)"):
+            make(path, optimizer=optimizer)
+    assert make(path, optimizer=AdamOptimizerConfig()).get_info().lora_rank == 4
+
+
+def test_a_copy_belongs_to_this_session_and_can_be_trained_on(service, client):
+    train(client)
+    path = client.save_state("original").result().path
+    copy = service.copy_weights(path, ttl_seconds=1000).result()
+    np.testing.assert_array_equal(weights(service.create_training_client_from_state(copy)), weights(client))
+    session = service.create_rest_client().get_session(service._session.id).result()
+    assert copy.split("/")[2] in session.training_run_ids
+
+
+def test_what_has_expired_is_swept_when_a_service_begins(own, tmp_path, monkeypatch):
+    client = own[0].create_lora_training_client(model(), rank=2)
+    path = client.save_state("short", ttl_seconds=1).result().path
+    time.sleep(1.1)
+    with pytest.raises(NotFoundError, match="expired"):
+        client.load_state(path).result()
+    assert saved(tmp_path, path).is_dir()
+    service = ServiceClient()
+    service.close()
+    assert not saved(tmp_path, path).exists()
+
+
+def test_notes_are_kept_with_what_they_were_given_to(tmp_path, monkeypatch):
     monkeypatch.setenv("MINITINKER_HOME", str(tmp_path))
     service = ServiceClient(user_metadata={"who": "me", "what": "all"})
     client = service.create_lora_training_client(model(), rank=2, user_metadata={"what": "this"})
-    path = client.save_state("noted").result().path
-    assert service._session.store.load(path).user_metadata == {"who": "me", "what": "this"}
+    path = client.save_state("noted", user_metadata={"which": "first"}).result().path
+    rest = service.create_rest_client()
+    run = rest.get_training_run_by_tinker_path(path).result()
+    assert run.last_checkpoint.user_metadata == {"which": "first"}
+    assert run.user_metadata == {"what": "this"}
+    (session,) = rest.list_sessions().result().sessions
+    assert rest.get_session(session).result().user_metadata == {"who": "me", "what": "all"}
     service.close()
 
 

@@ -33,7 +33,7 @@ from trainer_checks import (
 )
 
 from minitinker import reference
-from minitinker.losses import LOSSES, find_loss
+from minitinker.losses import LOSSES, check_data, find_loss
 from minitinker.model.weights import load_base_model
 from minitinker.types import AdamParams, Datum
 
@@ -119,17 +119,31 @@ def test_every_loss_is_a_sum_and_its_gradient_a_cross_entropy_weighted_by_its_de
     data = make_batch(LENGTHS, name)
     output, grad = gradient_of(base, data, name, CONFIGS.get(name))
     config, total, weighted = find_loss(name, CONFIGS.get(name))[1], 0.0, []
-    for datum, found in zip(data, output.loss_fn_outputs, strict=True):
-        lp = found["logprobs"].to_numpy().astype(np.float64)
-        inputs = {key: datum.loss_fn_inputs[key].to_numpy() for key in LOSSES[name].inputs}
+    examples = check_data(data, name, config, VOCAB, max(LENGTHS))
+    for datum, example, found in zip(data, examples, output.loss_fn_outputs, strict=True):
+        lp = found["logprobs"].to_numpy().astype(np.float64)[:, None]
+        inputs = dict(example.inputs)
+        if LOSSES[name].per_sequence:
+            key, values = LOSSES[name].per_sequence
+            inputs[key] = values(lp, inputs)
         loss, dlp = LOSSES[name].per_token(lp, inputs, config)
         total += loss.sum()
         targets = datum.loss_fn_inputs["target_tokens"]
         weighted.append(
-            Datum(datum.model_input, {"target_tokens": targets, "weights": (-dlp).astype(np.float32)})
+            Datum(datum.model_input, {"target_tokens": targets, "weights": (-dlp[:, 0]).astype(np.float32)})
         )
     assert output.loss == output.metrics["loss:sum"] == pytest.approx(total, rel=1e-6)
     np.testing.assert_allclose(grad, gradient_of(base, weighted)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_ratio_of_a_sequence_is_the_same_however_the_head_and_the_batch_are_cut(base, monkeypatch):
+    data = make_batch(LENGTHS, "gspo")
+    expected, grad = gradient_of(base, data, "gspo")
+    monkeypatch.setattr(reference, "HEAD_BYTES", 5 * 4 * VOCAB)  # five rows at once
+    monkeypatch.setattr(reference, "MICRO_BATCH_TOKENS", 40)
+    output, cut = gradient_of(base, data, "gspo")
+    assert output.loss == pytest.approx(expected.loss, rel=1e-5)
+    np.testing.assert_allclose(cut, grad, rtol=1e-4, atol=1e-5)
 
 
 def test_absent_weights_count_every_token_once(base):

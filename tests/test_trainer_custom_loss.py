@@ -65,7 +65,10 @@ def test_a_loss_across_datums_has_the_gradient_of_torch_from_end_to_end():
     trainer, own = make_trainer(folder), {"reference": np.float32([-1.0, -2.0])}
     data = [Datum(d.model_input, d.loss_fn_inputs | own) for d in make_batch((9, 12, 4, 7))]
     peft = to_peft(model, trainer.spec, trainer.flat)
-    loss, metrics = preference(data, [torch_logprobs(peft, d) for d in data])
+    logprobs = [torch_logprobs(peft, d) for d in data]
+    loss, metrics = preference(data, logprobs)
+    slopes = torch.autograd.grad(loss, logprobs, retain_graph=True)
+    surrogate = sum((slope * lp).sum().item() for slope, lp in zip(slopes, logprobs, strict=True))
     loss.backward()
     output = trainer.forward_backward_custom(data, preference)
     assert_same_gradient(trainer.grad, from_peft(peft, trainer.spec, gradients=True), trainer)
@@ -75,6 +78,7 @@ def test_a_loss_across_datums_has_the_gradient_of_torch_from_end_to_end():
         "right": 0.5,
         "pairs": 2.0,
         "loss:sum": output.loss,
+        "surrogate_loss:sum": pytest.approx(surrogate, rel=1e-4),
     }
     assert all(type(value) is float for value in output.metrics.values())
 

@@ -1,14 +1,13 @@
 import dataclasses
-import inspect
-import typing
-from dataclasses import MISSING, FrozenInstanceError
+from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime
 
 import numpy as np
-import pydantic
 import pytest
 import tinker.types as theirs
 import torch
+from tinker.types.topk_logprobs import TopkLogprobs as TheirTopkLogprobs
+from tinker.types.topk_logprobs import topk_to_lists
 
 from minitinker import types
 from minitinker.errors import BadRequestError
@@ -27,106 +26,10 @@ from minitinker.types import (
     SampleResponse,
     SamplingParams,
     TensorData,
+    TopkLogprobs,
 )
 
 CLASSES = [getattr(types, name) for name in types.__all__ if dataclasses.is_dataclass(getattr(types, name))]
-
-# Where our fields differ from those of the client library, and why.
-ADDED = {
-    "ModelData": {"model_id", "lora_rank"},  # the API's document prints them
-    "SampledSequence": {
-        "tokens",
-        "logprobs",
-    },  # theirs are properties over tokens_np, ours the other way round
-    "SampleResponse": {"prompt_logprobs", "topk_prompt_logprobs"},
-}
-LEFT_OUT = {
-    "Datum": {"model_input_spans", "loss_fn_input_spans"},
-    "GetInfoResponse": {"optimizer_config"},
-    "SampledSequence": {"tokens_np", "logprobs_np", "topk_logprobs_np"},
-    "SampleResponse": {
-        "prompt_logprobs_np",
-        "topk_prompt_logprobs_np",
-        "target_prompt_logprobs",
-        "prompt_cache_hit_tokens",
-        "prompt_alt_tokens",
-    },
-}
-
-NO_PLACE_HERE = {
-    # provenance and web pages
-    "model_input_spans",
-    "loss_fn_input_spans",
-    "with_provenance",
-    "get_console_url",
-    "get_playground_url",
-    # not yet
-    "topk_logprobs",
-    "topk_logprobs_np",
-    "topk_prompt_logprobs_np",
-    "target_prompt_logprobs",
-    "prompt_cache_hit_tokens",
-    "prompt_alt_tokens",
-}
-
-
-def fields_of(cls):
-    """Public field -> default, or MISSING where it must be given; for dataclasses and pydantic models."""
-    if issubclass(cls, pydantic.BaseModel):
-        return {
-            name: MISSING if field.is_required() else field.get_default(call_default_factory=True)
-            for name, field in cls.model_fields.items()
-        }
-    return {
-        field.name: field.default_factory() if field.default_factory is not MISSING else field.default
-        for field in dataclasses.fields(cls)
-        if not field.name.startswith("_")
-    }
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_fields_and_defaults_are_those_of_the_client_library(cls):
-    ours, real = fields_of(cls), fields_of(getattr(theirs, cls.__name__))
-    assert ours.keys() - real.keys() == ADDED.get(cls.__name__, set())
-    assert real.keys() - ours.keys() == LEFT_OUT.get(cls.__name__, set())
-    if cls is Datum:  # has its own __init__
-        defaults = inspect.signature(Datum).parameters
-        assert defaults["model_input"].default is inspect.Parameter.empty
-        assert Datum(ModelInput.empty()).loss_fn_inputs == real["loss_fn_inputs"]
-    else:
-        assert {name: ours[name] for name in ours.keys() & real.keys()} == {
-            name: real[name] for name in ours.keys() & real.keys()
-        }
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_only_keywords_are_taken_where_the_client_library_takes_only_keywords(cls):
-    parameters = list(inspect.signature(cls).parameters.values())
-    keyword_only = issubclass(getattr(theirs, cls.__name__), pydantic.BaseModel)
-    assert all((one.kind is one.KEYWORD_ONLY) == keyword_only for one in parameters)
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_methods_and_properties_of_the_client_library_are_there(cls):
-    real = getattr(theirs, cls.__name__)
-    public = {name for name in dir(real) if not name.startswith("_")} - set(dir(pydantic.BaseModel))
-    assert public - set(dir(cls)) - fields_of(cls).keys() <= NO_PLACE_HERE
-
-
-@pytest.mark.parametrize("name", ["TensorDtype", "StopReason", "CheckpointType"])
-def test_literals_are_those_of_the_client_library(name):
-    assert typing.get_args(getattr(types, name)) == typing.get_args(getattr(theirs, name))
-
-
-def test_loss_names_are_among_those_of_the_client_library():
-    ours = set(typing.get_args(types.LossFnType))
-    assert ours < set(typing.get_args(theirs.LossFnType))
-    assert ours == {"cross_entropy", "importance_sampling", "ppo", "cispo", "dro"}
-
-
-def test_tensor_data_takes_the_arguments_of_the_client_library_in_its_order():
-    ours = list(inspect.signature(TensorData).parameters)
-    assert ours == list(inspect.signature(theirs.TensorData).parameters)[: len(ours)]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -293,23 +196,43 @@ def test_the_loss_is_the_summed_one():
 
 
 def test_a_sample_is_given_as_lists_and_as_arrays():
-    sample = SampledSequence(
-        stop_reason="stop", sequence_id="s", tokens=np.array([4, 5]), logprobs=[-1.5, -0.5]
-    )
+    top = TopkLogprobs(np.int32([[4, 1], [5, 2]]), np.float32([[-1.5, -2], [-0.5, -3]]))
+    sample = SampledSequence("stop", "s", np.array([4, 5]), [-1.5, -0.5], top)
     assert (sample.tokens, sample.logprobs) == ([4, 5], [-1.5, -0.5])
+    assert sample.topk_logprobs == [[(4, -1.5), (1, -2.0)], [(5, -0.5), (2, -3.0)]]
     assert sample.tokens_np.dtype == np.int32
     assert sample.logprobs_np.dtype == np.float32
-    assert (sample.tokens_np.tolist(), sample.logprobs_np.tolist()) == ([4, 5], [-1.5, -0.5])
-    assert SampledSequence("length", "s", []).logprobs_np is None
-    assert SampledSequence("length", "s", []).tokens_np.shape == (0,)
+    bare = SampledSequence("length", "s", [])
+    assert (bare.tokens, bare.logprobs, bare.topk_logprobs) == ([], None, None)
 
 
 def test_prompt_logprobs_are_nan_in_the_array_where_the_list_has_none():
-    response = SampleResponse([], [None, -0.5], [None, [(3, -0.5)]])
+    top = TopkLogprobs(np.int32([[0], [3]]), np.float32([[-99999], [-0.5]]))
+    response = SampleResponse([], [None, -0.5], top)
     assert response.prompt_logprobs == [None, -0.5]
     assert response.topk_prompt_logprobs == [None, [(3, -0.5)]]
     np.testing.assert_array_equal(response.prompt_logprobs_np, np.array([np.nan, -0.5], np.float32))
-    assert SampleResponse([]).prompt_logprobs_np is None
+    assert SampleResponse([]).prompt_logprobs is None
+    assert SampleResponse([]).topk_prompt_logprobs is None
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_lists_of_the_likeliest_tokens_are_those_of_the_client_library(k):
+    rng = np.random.default_rng(0)
+    tokens, logprobs = (
+        rng.integers(0, 9, (4, k)).astype(np.int32),
+        rng.normal(-3, 1, (4, k)).astype(np.float32),
+    )
+    tokens[0], logprobs[0] = 0, -99999
+    assert TopkLogprobs(tokens, logprobs).to_lists() == topk_to_lists(TheirTopkLogprobs(tokens, logprobs))
+
+
+def test_samples_are_equal_where_all_their_numbers_are():
+    def response(logprob):
+        return SampleResponse([SampledSequence("stop", "s", [1], [logprob])], [None, -0.5])
+
+    assert response(-1.0) == response(-1.0) != response(-2.0)
+    assert response(-1.0) != "a response"
 
 
 def test_the_info_has_what_the_document_prints():
@@ -363,3 +286,71 @@ def test_paths_are_parsed_as_by_the_client_library(path):
 def test_a_malformed_path_is_a_bad_request_that_shows_the_right_form(path):
     with pytest.raises(BadRequestError, match="it must be tinker://<run-id>/weights/<name>"):
         ParsedCheckpointTinkerPath.from_tinker_path(path)
+
+
+# Images and sound
+
+
+@pytest.mark.parametrize("cls", [theirs, types], ids=["theirs", "ours"])
+def test_an_image_may_be_given_in_base64(cls):
+    assert cls.ImageChunk(data="aGk=", format="png") == cls.ImageChunk(data=b"hi", format="png")
+    assert cls.DmelChunk(dmel="aGk=").dmel == b"hi"
+
+
+def test_an_image_has_the_length_that_was_expected_and_no_text():
+    image = types.ImageChunk(data=b"hi", format="jpeg", expected_tokens=3)
+    pointer = types.ImageAssetPointerChunk(location="a.png", format="png", expected_tokens=2)
+    both = ModelInput.from_ints([1]).append(image).append(pointer)
+    assert both.length == 6
+    with pytest.raises(
+        BadRequestError, match=r"chunks\[1\] is of type ImageChunk; the models here read text"
+    ):
+        both.to_ints()
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (types.ImageChunk(data=b"", format="png"), "ImageChunk.expected_tokens is None"),
+        (types.ImageAssetPointerChunk(location="", format="png"), "ImageAssetPointerChunk.expected_tokens"),
+        (types.DmelChunk(dmel=b""), "no model of this library hears"),
+    ],
+)
+def test_what_has_no_known_length_says_so(chunk, message):
+    with pytest.raises(BadRequestError, match=message):
+        chunk.length  # noqa: B018
+
+
+def test_an_image_wants_bytes_or_base64():
+    with pytest.raises(ValueError, match=r"ImageChunk.data is text that is not base64"):
+        types.ImageChunk(data="?", format="png")
+    with pytest.raises(TypeError, match=r"ImageChunk.data is 3"):
+        types.ImageChunk(data=3, format="png")
+
+
+# Where tokens came from
+
+
+def test_provenance_covers_a_datum_exactly():
+    prompt = types.PromptProvenanceSpan(sequence_id="a", length=2)
+    sampled = types.SampledProvenanceSpan(sequence_id="a", offset=1, length=1)
+    bare = Datum(ModelInput.from_ints([1, 2, 3]), {"target_tokens": [2, 3, 4]})
+    known = bare.with_provenance([prompt, sampled], [sampled, prompt])
+    assert known.model_input_spans == [prompt, sampled]
+    assert known.loss_fn_input_spans == [sampled, prompt]
+    assert (bare.model_input_spans, known.loss_fn_inputs) == (None, bare.loss_fn_inputs)
+    with pytest.raises(ValueError, match="the spans of model_input cover 2 positions; they must cover all 3"):
+        bare.with_provenance([prompt], [prompt, sampled])
+    with pytest.raises(ValueError, match="the spans of loss_fn_inputs cover 1 positions"):
+        bare.with_provenance([prompt, sampled], [sampled])
+    with pytest.raises(ValueError, match="come together or not at all"):
+        Datum(bare.model_input, {}, [prompt])
+    with pytest.raises(TypeError, match=r"model_input_spans\[0\] is a int"):
+        Datum(bare.model_input, {}, [3], [prompt])
+
+
+@pytest.mark.parametrize("change", [{"sequence_id": ""}, {"offset": -1}, {"length": -1}])
+def test_a_span_that_cannot_be_is_refused_as_by_the_client_library(change):
+    for cls in (types.PromptProvenanceSpan, theirs.PromptProvenanceSpan):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            cls(**{"sequence_id": "a", "length": 1} | change)

@@ -125,6 +125,10 @@ def make_batch(
         else:
             inputs["logprobs"] = rng.normal(-5, 1, shape).astype(np.float32)
             inputs["advantages"] = rng.standard_normal(shape, np.float32)
+        if loss_fn == "gspo":
+            inputs["sequence_ratio_mask"] = (np.arange(n) % 3 < 2).astype(
+                np.float32
+            )  # the first, and not all
         data.append(Datum(ModelInput.from_ints(rng.integers(0, vocab, n).tolist()), inputs))
     return data
 

@@ -14,6 +14,7 @@ from minitinker.model.config import ModelConfig
 from minitinker.model.packing import micro_batches
 
 SLACK = 1.2
+ADDRESSES = 1 << 47  # bytes that a process can have at most
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,18 @@ def plan_passes(
     fitting = needs.tokens(free, recompute)
     fewer = max(1, min(most_tokens, fitting // width))
     return (groups if largest <= fitting else groups_of(fewer)), recompute
+
+
+def check_room(spec: AdapterSpec, device: str, free: int | None) -> None:
+    """Raise APIError where an adapter with its gradient and moments is larger than `free` bytes.
+
+    free None: unknown; then only what no machine has is refused.
+    """
+    size = 4 * 4 * spec.size  # weights, gradient, m and v, in float32
+    if size > (ADDRESSES if free is None else free):
+        raise out_of_memory(
+            f"an adapter of rank {spec.rank}, {size / 1e9:.1f} GB,", device, "a smaller rank may", free
+        )
 
 
 def out_of_memory(work: str, device: str, fitting: str, free: int | None) -> APIError:

@@ -6,8 +6,6 @@ in one packed pass, and draws a token for each. A request joins at the next step
 
 import math
 import secrets
-from collections.abc import Iterable
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -18,15 +16,15 @@ from numpy.typing import NDArray
 
 from minitinker.engine.cache import Arena
 from minitinker.engine.fitting import itemsize, out_of_memory
-from minitinker.engine.stopping import StopRule
-from minitinker.engine.trainer import Snapshot
+from minitinker.engine.networks import Networks, distinct, place
+from minitinker.engine.request import SampleRequest, Uniforms
+from minitinker.engine.scoring import PromptScores, score_prompt, top_of
 from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
-from minitinker.model.adapter import views
 from minitinker.model.packing import pack_for_cache
-from minitinker.model.transformer import Network, hidden_states, logits_forward, target_logprobs, top_logprobs
+from minitinker.model.transformer import hidden_states, logits_forward
 from minitinker.model.weights import BaseModel
-from minitinker.types import SampledSequence, SampleResponse
+from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
 
 Array = Any
 
@@ -34,49 +32,6 @@ SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are t
 PROMPT_TOKENS = 2048  # of prompts that one step takes in, and
 SAMPLES = 1024  # of sequences that decode together; both give way to a single request that is larger
 MORE_ROWS = 64  # cache rows a sequence gets beyond its prompt at first; they double when they are full
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """A checked `sample` call.
-
-    prompt: (tokens,) int64. samples: 0 where only the prompt is of interest. snapshot: None for the base model
-    itself. top_prompt_logprobs: how many likeliest tokens to report in each place of the prompt.
-    """
-
-    prompt: NDArray[np.int64]
-    samples: int
-    snapshot: Snapshot | None
-    stop: StopRule
-    max_tokens: int
-    future: "Future[SampleResponse]"
-    temperature: float = 1.0
-    top_k: int = -1
-    top_p: float = 1.0
-    seed: int | None = None
-    prompt_logprobs: bool = False
-    top_prompt_logprobs: int = 0
-
-
-class Uniforms:
-    """The random numbers of sample j of a request with seed s: Philox with the key (s, j), at counter t for
-    the token at position t. They depend on nothing else, in particular not on what else is in the batch.
-
-    That is `np.random.Philox(key=[s, j], counter=t)`, which adds 1 to the counter before it generates.
-    """
-
-    AHEAD = 64
-
-    def __init__(self, seed: int, sample: int) -> None:
-        self._bits = np.random.Philox(key=np.array([seed % 2**64, sample], np.uint64))
-        self._ready: list[float] = []
-
-    def next(self) -> float:
-        """The uniform in [0, 1) of the next position, from the first of the four words of its counter."""
-        if not self._ready:
-            words = self._bits.random_raw(4 * self.AHEAD)[::4]
-            self._ready = ((words >> np.uint64(11)) * 2.0**-53).tolist()[::-1]
-        return self._ready.pop()
 
 
 @dataclass
@@ -92,6 +47,7 @@ class _Sequence:
     feed: NDArray[np.int64]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[TopkLogprobs] = field(default_factory=list)  # of one token each
 
 
 @dataclass
@@ -101,8 +57,7 @@ class _Active:
     request: SampleRequest
     seed: int
     sequences: dict[int, SampledSequence] = field(default_factory=dict)
-    prompt_logprobs: list[float | None] | None = None
-    top_prompt_logprobs: list[list[tuple[int, float]] | None] | None = None
+    scores: PromptScores = field(default_factory=PromptScores)
 
 
 class Sampler:
@@ -110,15 +65,12 @@ class Sampler:
 
     def __init__(self, ops: ModuleType, base: BaseModel) -> None:
         self._ops, self._base = ops, base
-        self._weights = base.placed(ops)
-        self._weight_bytes = base.weights.numbers * itemsize(ops.DTYPE)
+        self._networks = Networks(ops, base)
         self._arena = Arena(ops, base.config)
         self._waiting: list[SampleRequest] = []
         self._running: list[_Sequence] = []
         self._counted = 0
         self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
-        self._merged: tuple[Snapshot | None, dict[str, Array]] = (None, {})
-        self._stacked: tuple[list[Snapshot], dict[str, tuple[Array, Array]], Array] = ([], {}, None)
 
     @property
     def busy(self) -> bool:
@@ -187,18 +139,10 @@ class Sampler:
         batch = pack_for_cache(
             [s.feed for s in fed], np.array([s.done for s in fed]), np.array([s.start for s in fed])
         )
-        snapshots = _distinct([s.request.request.snapshot for s in fed])
-        owner = [_index(snapshots, s.request.request.snapshot) for s in fed]
+        snapshots = distinct([s.request.request.snapshot for s in fed])
+        owner = [place(snapshots, s.request.request.snapshot) for s in fed]
         owners = np.repeat(np.array(owner), batch.q_lengths)
-        if (
-            all(s.tokens for s in fed)
-            and snapshots
-            and not any(owners)
-            and self._weight_bytes <= self._ops.MERGED_BYTES
-        ):
-            net = self._merged_network(snapshots[0])
-        else:
-            net = self._network(snapshots, owners)
+        net = self._networks.of(snapshots, owners, decoding=all(s.tokens for s in fed))
         if len(batch.tokens) * self._base.config.hidden_size >= SMALL:
             self._one_core.close()
         elif not self._on_one_core:
@@ -209,7 +153,7 @@ class Sampler:
         ends = batch.q_starts + batch.q_lengths
         for i, sequence in enumerate(fed):
             if sequence.done == 0:
-                self._read_prompt(sequence, h[batch.q_starts[i] : ends[i]])
+                self._score_prompt(sequence.request, h[batch.q_starts[i] : ends[i]])
             sequence.done += len(sequence.feed)
         drawing: list[_Sequence] = []
         rows: list[int] = []
@@ -218,9 +162,9 @@ class Sampler:
                 drawing.append(drawn)
                 rows.append(end - 1)
         if drawing:
-            owners = np.array([_index(snapshots, s.request.request.snapshot) for s in drawing])
+            owners = np.array([place(snapshots, s.request.request.snapshot) for s in drawing])
             last = self._ops.embedding(self._ops.array(np.array(rows)), h)
-            logits, _ = logits_forward(self._network(snapshots, owners), last)
+            logits, _ = logits_forward(self._networks.of(snapshots, owners), last)
             self._draw(drawing, logits)
         return [sequence for sequence in self._without_nan(drawing) if not self._ended(sequence)]
 
@@ -244,7 +188,7 @@ class Sampler:
         request = sequence.request.request
         if sequence.tokens:
             return [sequence]
-        if request.samples == 0:
+        if request.samples == 0 or request.future.done():
             self._end(sequence)
             return []
         others = [self._sequence(sequence.request, j, sequence.feed) for j in range(1, request.samples)]
@@ -266,15 +210,24 @@ class Sampler:
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
             sequence.feed = np.array([token])
+        asked = [i for i, request in enumerate(requests) if request.top_logprobs]
+        if asked:
+            self._add_likeliest([sequences[i] for i in asked], logits[asked])
+
+    def _add_likeliest(self, sequences: list[_Sequence], logits: Array) -> None:
+        """What the place of the token just drawn might have held. logits: (sequences, vocab)."""
+        requests = [s.request.request for s in sequences]
+        temperature = np.array([r.temperature for r in requests])
+        top = top_of(self._ops, logits, temperature, max(r.top_logprobs for r in requests))
+        for i, (sequence, request) in enumerate(zip(sequences, requests, strict=True)):
+            k = request.top_logprobs
+            sequence.top.append(TopkLogprobs(top.token_ids[i : i + 1, :k], top.logprobs[i : i + 1, :k]))
 
     def _without_nan(self, sequences: list[_Sequence]) -> list[_Sequence]:
         """Fail the requests whose weights give no numbers, and only these; the sequences of the others."""
-        bad = {id(s.request): s.request.request for s in sequences if math.isnan(s.logprobs[-1])}
-        for request in bad.values():
-            cause = (
-                "the weights of this client give logits that are not finite; was the learning rate too high?"
-            )
-            settle(request.future, error=BadRequestError(cause))
+        bad = {id(s.request): s.request for s in sequences if math.isnan(s.logprobs[-1])}
+        for active in bad.values():
+            _fail_for_nan(active)
         for sequence in sequences:
             if id(sequence.request) in bad:
                 self._arena.free(sequence.start, sequence.rows)
@@ -290,8 +243,9 @@ class Sampler:
         sequence.request.sequences[sequence.sample] = SampledSequence(
             stop_reason="stop" if stopped else "length",
             sequence_id=f"sequence-{self._counted}",
-            tokens=sequence.tokens,
-            logprobs=sequence.logprobs,
+            tokens_np=np.array(sequence.tokens, np.int32),
+            logprobs_np=np.array(sequence.logprobs, np.float32),
+            topk_logprobs_np=_joined(sequence.top) if sequence.top else None,
         )
         self._end(sequence)
         return True
@@ -300,23 +254,23 @@ class Sampler:
         """Give the region back, and answer the request if this was its last sample."""
         self._arena.free(sequence.start, sequence.rows)
         active = sequence.request
-        if len(active.sequences) == active.request.samples:
-            sequences = [active.sequences[j] for j in range(active.request.samples)]
-            response = SampleResponse(sequences, active.prompt_logprobs, active.top_prompt_logprobs)
+        if len(active.sequences) == active.request.samples and not active.request.future.done():
+            scores = active.scores
+            response = SampleResponse(
+                sequences=[active.sequences[j] for j in range(active.request.samples)],
+                prompt_logprobs_np=scores.logprobs,
+                topk_prompt_logprobs_np=scores.top,
+                target_prompt_logprobs=scores.targets,
+                prompt_alt_tokens=scores.alternatives,
+            )
             settle(active.request.future, response)
 
-    def _read_prompt(self, sequence: _Sequence, h: Array) -> None:
+    def _score_prompt(self, active: _Active, h: Array) -> None:
         """What was asked about the prompt itself, from its states h: (prompt, hidden_size)."""
-        active = sequence.request
-        request = active.request
-        adapter = () if request.snapshot is None else _stack(self._ops, [request.snapshot])
-        net = Network(self._ops, self._base.config, self._weights, *adapter)
-        if request.prompt_logprobs:
-            logprobs = target_logprobs(net, h[:-1], request.prompt[1:])
-            active.prompt_logprobs = [None, *logprobs.tolist()]
-        if request.top_prompt_logprobs:
-            top = top_logprobs(net, h[:-1], request.top_prompt_logprobs)
-            active.top_prompt_logprobs = [None, *top]
+        net = self._networks.alone(active.request.snapshot)
+        active.scores = score_prompt(net, h, active.request, active.seed)
+        if not active.scores.finite:
+            _fail_for_nan(active)
 
     def _make_room(self, sequence: _Sequence) -> None:
         """Move the sequence to a region twice as large if its own cannot take what is fed next."""
@@ -344,61 +298,15 @@ class Sampler:
                 self._arena.free(sequence.start, sequence.rows)
         self._running = [s for s in self._running if id(s.request.request) not in left]
 
-    def _network(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> Network:
-        """The base with the adapters of the rows; owners: (rows,) index into snapshots, -1 for the base."""
-        ops, config = self._ops, self._base.config
-        if not snapshots:
-            return Network(ops, config, self._weights)
-        if self._stacked[0] != snapshots:
-            self._stacked = (snapshots, *_stack(ops, snapshots))
-        _, lora, scale = self._stacked
-        one_for_all = len(snapshots) == 1 and bool((owners == 0).all())
-        return Network(ops, config, self._weights, lora, scale, None if one_for_all else ops.array(owners))
 
-    def _merged_network(self, snapshot: Snapshot) -> Network:
-        """The base with one adapter for all rows, formed into the weights of the layers once for many steps.
-
-        It serves steps that only decode, where it spares two of three products. Prompts go through as they do
-        in `forward`. The head stays as it is, since it may share its weight with the embedding.
-        """
-        lora, scale = _stack(self._ops, [snapshot])
-        if self._merged[0] is not snapshot:
-            weights = dict(self._weights)
-            for name, (a, b) in lora.items():
-                if name != "lm_head":
-                    weights[f"{name}.weight"] = self._ops.lora_merge(weights[f"{name}.weight"], a, b, scale)
-            self._merged = (snapshot, weights)
-        head = {name: ab for name, ab in lora.items() if name == "lm_head"}
-        return Network(self._ops, self._base.config, self._merged[1], head, scale)
+def _fail_for_nan(active: _Active) -> None:
+    cause = "the weights of this client give logits that are not finite; was the learning rate too high?"
+    settle(active.request.future, error=BadRequestError(cause))
 
 
-def _stack(ops: ModuleType, snapshots: list[Snapshot]) -> tuple[dict[str, tuple[Array, Array]], Array]:
-    """A: (adapters, rank, d_in) and B: (adapters, d_out, rank) of each module, and scale: (adapters,).
-
-    Where ranks differ, or an adapter lacks a module, zeros fill up: they add nothing to the product.
-    """
-    scale = ops.array(np.array([snapshot.spec.scale for snapshot in snapshots], np.float32))
-    single = [views(snapshot.spec, snapshot.flat) for snapshot in snapshots]
-    if len(single) == 1:
-        return single[0], scale
-    rank = max(snapshot.spec.rank for snapshot in snapshots)
-    stacked = {}
-    for name, (d_out, d_in) in {k: v for s in snapshots for k, v in s.spec.shapes.items()}.items():
-        a = ops.zeros((len(single), rank, d_in), ops.DTYPE)
-        b = ops.zeros((len(single), d_out, rank), ops.DTYPE)
-        for i, (snapshot, adapters) in enumerate(zip(snapshots, single, strict=True)):
-            if name in adapters:
-                a[i, : snapshot.spec.rank], b[i, :, : snapshot.spec.rank] = (
-                    adapters[name][0][0],
-                    adapters[name][1][0],
-                )
-        stacked[name] = (a, b)
-    return stacked, scale
-
-
-def _distinct(snapshots: Iterable[Snapshot | None]) -> list[Snapshot]:
-    return list({id(snapshot): snapshot for snapshot in snapshots if snapshot is not None}.values())
-
-
-def _index(snapshots: list[Snapshot], snapshot: Snapshot | None) -> int:
-    return next((i for i, other in enumerate(snapshots) if other is snapshot), -1)
+def _joined(places: list[TopkLogprobs]) -> TopkLogprobs:
+    """One place below the other."""
+    return TopkLogprobs(
+        np.concatenate([place.token_ids for place in places]),
+        np.concatenate([place.logprobs for place in places]),
+    )

@@ -8,26 +8,40 @@ Nothing is ever unpickled.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from minitinker.engine.metadata import (
+    METADATA,
+    Metadata,
+    check_sum,
+    metadata_text,
+    now,
+    read_metadata,
+    sha256_of,
+)
 from minitinker.errors import BadRequestError, NotFoundError
 from minitinker.model.adapter import AdapterSpec, views
-from minitinker.model.config import read_json_object
-from minitinker.model.tensor_files import Float32Array, check_tensors, read_header, read_tensor, write_tensors
+from minitinker.model.tensor_files import (
+    Float32Array,
+    check_readable,
+    check_tensors,
+    read_header,
+    read_tensor,
+    write_tensors,
+)
 
-Kind = Literal["weights", "sampler_weights"]
+Kind = Literal["weights", "sampler_weights", "external_weights"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+STATES: tuple[Kind, ...] = ("weights", "sampler_weights")  # the kinds that hold a SavedState
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-OPTIMIZER, METADATA = "optimizer.safetensors", "minitinker.json"
-_FORMAT = 1
+OPTIMIZER = "optimizer.safetensors"
 # The names of tensors, by module and by A or B.
 _WEIGHT = "base_model.model.{}.lora_{}.weight"
 _M, _V = "exp_avg.{}.lora_{}", "exp_avg_sq.{}.lora_{}"
@@ -38,7 +52,8 @@ class SavedState:
     """The state of a training run.
 
     flat: (spec.size,) float32, the adapter's A and B. m, v: the same shape, Adam's moments, or None where
-    they are not kept. step: optimizer steps so far. base_model: the name it was asked for by.
+    they are not kept. step: optimizer steps so far. base_model: the name it was asked for by. user_metadata:
+    the notes of this checkpoint.
     """
 
     spec: AdapterSpec
@@ -50,28 +65,33 @@ class SavedState:
     user_metadata: dict[str, str] | None = None
 
 
-def write_state(folder: Path, state: SavedState, kind: Kind) -> None:
+def write_state(folder: Path, state: SavedState, kind: Kind, expires_at: datetime | None = None) -> None:
     """Put the files of a checkpoint into an existing folder. Moments are kept where kind is "weights"."""
     spec = state.spec
-    _write_buffers(folder / ADAPTER, spec, {_WEIGHT: state.flat})
-    _write_json(folder / ADAPTER_CONFIG, _adapter_config(spec, state.base_model))
-    moments = None
+    sums = {ADAPTER: _write_buffers(folder / ADAPTER, spec, {_WEIGHT: state.flat})}
+    config = json.dumps(_adapter_config(spec, state.base_model), indent=2) + "\n"
+    sums[ADAPTER_CONFIG] = _write_text(folder / ADAPTER_CONFIG, config)
     if kind == "weights" and state.m is not None and state.v is not None:
-        moments = {_M: state.m, _V: state.v}
-        _write_buffers(folder / OPTIMIZER, spec, moments)
-    metadata = {
-        "format": _FORMAT,
-        "kind": kind,
-        "created": datetime.now(UTC).isoformat(),
-        "base_model": state.base_model,
-        "step": state.step,
-        "optimizer": moments is not None,
-        "rank": spec.rank,
-        "alpha": spec.alpha,
-        "shapes": spec.shapes,
-        "user_metadata": state.user_metadata,
-    }
-    _write_json(folder / METADATA, metadata)
+        sums[OPTIMIZER] = _write_buffers(folder / OPTIMIZER, spec, {_M: state.m, _V: state.v})
+    write_metadata(folder, state, kind, sums, expires_at)
+
+
+def write_metadata(
+    folder: Path, state: SavedState, kind: Kind, sums: dict[str, str], expires_at: datetime | None
+) -> None:
+    """Put the minitinker.json of a checkpoint into its folder. sums: file name -> sha256."""
+    metadata = Metadata(
+        kind=kind,
+        created=now(),
+        base_model=state.base_model,
+        spec=state.spec,
+        step=state.step,
+        optimizer=OPTIMIZER in sums,
+        user_metadata=state.user_metadata,
+        expires_at=expires_at,
+        sums=sums,
+    )
+    _write_text(folder / METADATA, metadata_text(metadata))
 
 
 def read_state(folder: Path) -> SavedState:
@@ -80,20 +100,20 @@ def read_state(folder: Path) -> SavedState:
     Raises NotFoundError where a file is missing, and BadRequestError where one is damaged or a tensor is
     missing, not expected or of the wrong shape or dtype. Each message names the file, and the tensor.
     """
-    metadata = _Metadata.read(Path(folder) / METADATA)
-    spec = metadata.spec()
-    (flat,) = _read_buffers(Path(folder) / ADAPTER, spec, _WEIGHT)
+    folder = Path(folder)
+    metadata = read_metadata(folder)
+    (flat,) = _read_buffers(folder / ADAPTER, metadata, _WEIGHT)
     m = v = None
-    if metadata.flag("optimizer"):
-        m, v = _read_buffers(Path(folder) / OPTIMIZER, spec, _M, _V)
+    if metadata.optimizer:
+        m, v = _read_buffers(folder / OPTIMIZER, metadata, _M, _V)
     return SavedState(
-        spec=spec,
+        spec=metadata.spec,
         flat=flat,
-        base_model=metadata.text("base_model"),
-        step=metadata.integer("step", at_least=0),
+        base_model=metadata.base_model,
+        step=metadata.step,
         m=m,
         v=v,
-        user_metadata=metadata.notes("user_metadata"),
+        user_metadata=metadata.user_metadata,
     )
 
 
@@ -113,8 +133,10 @@ def _adapter_config(spec: AdapterSpec, base_model: str) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _write_text(path: Path, text: str) -> str:
+    """Write a file, and return the sha256 of its bytes."""
+    path.write_text(text, encoding="utf-8", newline="")
+    return sha256_of(text)
 
 
 def _tensors(spec: AdapterSpec, flat: Float32Array, form: str) -> dict[str, Float32Array]:
@@ -126,18 +148,19 @@ def _tensors(spec: AdapterSpec, flat: Float32Array, form: str) -> dict[str, Floa
     }
 
 
-def _write_buffers(path: Path, spec: AdapterSpec, buffers: Mapping[str, Float32Array]) -> None:
+def _write_buffers(path: Path, spec: AdapterSpec, buffers: Mapping[str, Float32Array]) -> str:
     tensors: dict[str, Float32Array] = {}
     for form, flat in buffers.items():
         if flat.shape != (spec.size,):
             raise BadRequestError(f"an array of the state has shape {flat.shape}; it must be {(spec.size,)}")
         tensors |= _tensors(spec, flat, form)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    write_tensors(path, shapes, tensors.values(), "float32")
+    return write_tensors(path, shapes, tensors.values(), "float32")
 
 
-def _read_buffers(path: Path, spec: AdapterSpec, *forms: str) -> list[Float32Array]:
+def _read_buffers(path: Path, metadata: Metadata, *forms: str) -> list[Float32Array]:
     """A flat buffer of (spec.size,) for each form of names; the file must hold these tensors and no others."""
+    spec = metadata.spec
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist; by {METADATA} it must")
     stored = read_header(path)
@@ -148,70 +171,11 @@ def _read_buffers(path: Path, spec: AdapterSpec, *forms: str) -> list[Float32Arr
         for side in "AB"
     }
     check_tensors(stored, expected, path, METADATA)
+    for name in expected:
+        check_readable(name, stored[name])
+    check_sum(path, metadata)  # last, since the others say more
     buffers = [np.empty(spec.size, np.float32) for _ in forms]
     for form, flat in zip(forms, buffers, strict=True):
         for name, tensor in _tensors(spec, flat, form).items():
             tensor[...] = read_tensor(name, stored[name])
     return buffers
-
-
-@dataclass(frozen=True)
-class _Metadata:
-    """The fields of a minitinker.json, checked where they are read."""
-
-    path: Path
-    fields: dict[str, Any]
-
-    @classmethod
-    def read(cls, path: Path) -> "_Metadata":
-        if not path.is_file():
-            raise NotFoundError(f"{path} does not exist; a checkpoint folder must have it")
-        metadata = cls(path, read_json_object(path))
-        if metadata.fields.get("format") != _FORMAT:
-            metadata.fail("format", f"{_FORMAT}, the one that this version reads")
-        return metadata
-
-    def fail(self, key: str, right: str) -> NoReturn:
-        value = json.dumps(self.fields[key]) if key in self.fields else "missing"
-        raise BadRequestError(f"{self.path}: {key} is {value:.200}; it must be {right}")
-
-    def integer(self, key: str, at_least: int) -> int:
-        value: Any = self.fields.get(key)
-        if not _is_integer(value, at_least):
-            self.fail(key, f"an integer of at least {at_least}")
-        return int(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.fields.get(key)
-        if not isinstance(value, bool):
-            self.fail(key, "true or false")
-        return value
-
-    def text(self, key: str) -> str:
-        value = self.fields.get(key)
-        if not isinstance(value, str):
-            self.fail(key, "a string")
-        return value
-
-    def notes(self, key: str) -> dict[str, str] | None:
-        value = self.fields.get(key)
-        if value is not None and not isinstance(value, dict):
-            self.fail(key, "an object or null")
-        return value
-
-    def spec(self) -> AdapterSpec:
-        alpha, shapes = self.fields.get("alpha"), self.fields.get("shapes")
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-            self.fail("alpha", "a positive number")
-        if not isinstance(shapes, dict) or not shapes or not all(map(_is_shape, shapes.values())):
-            self.fail("shapes", "an object that gives each adapted linear its [d_out, d_in]")
-        pairs = {module: (d_out, d_in) for module, (d_out, d_in) in shapes.items()}
-        return AdapterSpec(self.integer("rank", at_least=1), pairs, alpha)
-
-
-def _is_integer(value: object, at_least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
-
-
-def _is_shape(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_integer(side, 1) for side in value)

@@ -1,5 +1,6 @@
 """What the clients of one ServiceClient share: the worker, the backend, the base models, the storage."""
 
+import uuid
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,14 @@ T = TypeVar("T")
 class Session:
     """Lives as long as any client of it; then its worker ends."""
 
-    def __init__(self, ops: ModuleType, storage: Path) -> None:
+    def __init__(self, ops: ModuleType, storage: Path, user_metadata: dict[str, str] | None = None) -> None:
+        self.id = uuid.uuid4().hex
+        self.user_metadata = user_metadata
         self.ops = ops
         self.store = CheckpointStore(storage)
         self.worker = Worker()
         self.worker.submit(ops.prepare)
+        self.worker.submit(self.store.sweep)
         self._samplers: dict[Path, Sampler] = {}
         self._tokenizers: dict[Path, Tokenizer] = {}
         weakref.finalize(self, self.worker.close, finish=True).atexit = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import Any
 
 from minitinker.errors import BadRequestError
@@ -40,11 +41,16 @@ def stop_rule(stop: Any, eos: Sequence[int], decode: Decode, vocab_size: int) ->
     parts: list[Any] = [stop] if isinstance(stop, str) else list(stop)
     if not parts:
         return StopRule(frozenset(), (), decode)
-    if all(isinstance(part, str) and part for part in parts):
+    if all(_is_text(part) for part in parts):
         return StopRule(frozenset(eos), tuple(parts), decode)
     if all(isinstance(part, int) and 0 <= part < vocab_size for part in parts):
         return StopRule(frozenset(parts) | frozenset(eos), (), decode)
     raise BadRequestError(
-        f"SamplingParams.stop is {stop!r}; it must be a string, a list of strings, none of them empty, or a "
-        f"list of token ids in 0 to {vocab_size - 1}"
+        f"SamplingParams.stop is {shortened(stop)}; it must be a string, a list of strings, all of them Unicode "
+        f"and none empty, or a list of token ids in 0 to {vocab_size - 1}"
     )
+
+
+def _is_text(part: object) -> bool:
+    """Whether it is a string that a text may hold: not empty, and no half of a surrogate pair in it."""
+    return isinstance(part, str) and part != "" and not any("\ud800" <= letter <= "\udfff" for letter in part)

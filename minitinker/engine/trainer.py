@@ -4,14 +4,15 @@ Everything here runs in the worker's thread, one call after the other.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from reprlib import repr as shortened
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from minitinker.engine.custom_loss import CustomLoss, check_custom, linearised, without_own_inputs
 from minitinker.engine.fitting import Footprint, footprint, out_of_memory, plan_passes
 from minitinker.errors import APIError, BadRequestError
 from minitinker.losses import Config, Example, Loss, check_data, find_loss
@@ -24,12 +25,14 @@ from minitinker.model.transformer import (
     hidden_states_backward,
     logits_backward,
     logits_forward,
+    target_logprobs,
 )
 from minitinker.model.weights import BaseModel
 from minitinker.types import AdamParams, Datum, ForwardBackwardOutput, TensorData
 
 Array = Any
-CustomLoss = Callable[[list[Datum], list[Any]], tuple[Any, Mapping[str, float]]]
+
+_LARGE = 1e15  # of a hyperparameter: what a step computes from two of them is finite in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,26 +95,14 @@ class Trainer:
     def forward_backward_custom(self, data: list[Datum], loss_fn: CustomLoss) -> ForwardBackwardOutput:
         """The loss C is the user's: (data, logprobs as torch tensors) -> (loss, metrics).
 
-        By the chain rule its gradient is that of a cross-entropy with weights -dC/dlp, and dC/dlp is torch's.
+        By the chain rule its gradient is that of a cross-entropy with weights -dC/dlp, and dC/dlp is torch's. The
+        metric "surrogate_loss:sum" is the value of that cross-entropy.
         """
-        import torch
-
-        before = self.forward(_without_own_inputs(data), "cross_entropy", None)
-        logprobs = [out["logprobs"].to_torch().requires_grad_() for out in before.loss_fn_outputs]
-        loss, metrics = _check_custom(loss_fn(list(data), list(logprobs)))
-        gradients = torch.autograd.grad(loss.sum(), logprobs, allow_unused=True)
-        weighted = []
-        for i, (datum, lp, g) in enumerate(zip(data, logprobs, gradients, strict=True)):
-            weights = torch.zeros_like(lp) if g is None else -g
-            if not weights.isfinite().all():
-                raise BadRequestError(
-                    f"the custom loss is {loss.item()}, but its derivative by the logprobs of data[{i}] is not finite"
-                )
-            targets = datum.loss_fn_inputs["target_tokens"]
-            inputs = {"target_tokens": targets, "weights": TensorData.from_torch(weights)}
-            weighted.append(Datum(datum.model_input, inputs))
+        check_custom(loss_fn)
+        before = self.forward(without_own_inputs(data), "cross_entropy", None)
+        weighted, loss, metrics = linearised(data, before, loss_fn)
         output = self.forward_backward(weighted, "cross_entropy", None)
-        whole = {**metrics, "loss:sum": loss.item()}
+        whole = {**metrics, "loss:sum": loss, "surrogate_loss:sum": output.loss}
         return ForwardBackwardOutput(output.loss_fn_output_type, before.loss_fn_outputs, whole)
 
     def optim_step(self, adam: AdamParams) -> dict[str, float]:
@@ -126,21 +117,22 @@ class Trainer:
         if not math.isfinite(norm):
             raise BadRequestError(f"the gradient's norm is {norm}; the weights were left as they were")
         self.step += 1
-        self.ops.adamw_(
-            self.flat,
-            self.grad,
-            self.m,
-            self.v,
-            self.copy,
-            norm,
-            self.step,
-            adam.learning_rate,
-            adam.beta1,
-            adam.beta2,
-            adam.eps,
-            adam.weight_decay,
-            adam.grad_clip_norm,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # a step once begun is made on all numbers
+            self.ops.adamw_(
+                self.flat,
+                self.grad,
+                self.m,
+                self.v,
+                self.copy,
+                norm,
+                self.step,
+                adam.learning_rate,
+                adam.beta1,
+                adam.beta2,
+                adam.eps,
+                adam.weight_decay,
+                adam.grad_clip_norm,
+            )
         self.grad[...] = 0
         self.accumulated = 0
         return {"unclipped_grad_l2:mean": norm}
@@ -169,7 +161,7 @@ class Trainer:
         """Micro-batches side by side; their gradients are added to `grad` in order, unless it is None."""
         loss, whole_config = find_loss(loss_fn, config)
         model = self.base.config
-        examples = check_data(data, loss_fn, model.vocab_size, model.max_position_embeddings)
+        examples = check_data(data, loss_fn, whole_config, model.vocab_size, model.max_position_embeddings)
         try:
             total, logprobs = self._in_passes(examples, loss, whole_config, grad)
         except self.ops.OutOfMemory:
@@ -235,7 +227,8 @@ class Trainer:
         """Loss and logprobs of some examples in one pass; adds their gradient to `grad`, unless it is None.
 
         Every loss is a sum of terms of one token each, so the head goes forward and backward chunk by chunk
-        and the logits of a chunk are gone before the next.
+        and the logits of a chunk are gone before the next. A loss of whole sequences has the head go forward
+        once more before, for what its terms need of all logprobs of a sequence.
         """
         ops, net = self.ops, self._network
         columns = max(e.targets.shape[1] for e in examples)
@@ -246,6 +239,15 @@ class Trainer:
         h, saved = hidden_states(
             net, pack([e.tokens for e in examples]), keep=grad is not None, recompute=recompute
         )
+        if loss.per_sequence is not None:
+            key, values = loss.per_sequence
+            first = np.split(target_logprobs(net, h, targets[:, 0]), _ends(examples))
+            inputs[key] = np.concatenate(
+                [
+                    values(lp[:, None].astype(np.float64), e.inputs)
+                    for lp, e in zip(first, examples, strict=True)
+                ]
+            )
         grads = None if grad is None else views(self.spec, grad)
         dh = ops.zeros(h.shape, h.dtype) if grads is not None else h
         total, logprobs = 0.0, np.empty(targets.shape, np.float32)
@@ -262,8 +264,12 @@ class Trainer:
                 dh[rows] = logits_backward(net, dlogits, saved_head, grads)
         if grads is not None:
             hidden_states_backward(net, dh, saved, grads)
-        lengths = [len(e.tokens) for e in examples]
-        return total, np.split(logprobs, np.cumsum(lengths)[:-1])
+        return total, np.split(logprobs, _ends(examples))
+
+
+def _ends(examples: list[Example]) -> NDArray[np.int64]:
+    """Where each example but the last ends, laid one behind the other."""
+    return np.cumsum([len(e.tokens) for e in examples])[:-1]
 
 
 def _widen(x: Array, columns: int) -> Array:
@@ -271,48 +277,19 @@ def _widen(x: Array, columns: int) -> Array:
     return x if x.shape[1] == columns else np.pad(x, ((0, 0), (0, columns - x.shape[1])))
 
 
-def _without_own_inputs(data: list[Datum]) -> list[Datum]:
-    """Data with what the logprobs depend on, and without what is meant for the custom loss alone."""
-    if not isinstance(data, list | tuple):
-        return data  # for check_data to refuse
-    return [
-        Datum(d.model_input, {key: x for key, x in d.loss_fn_inputs.items() if key == "target_tokens"})
-        if isinstance(d, Datum)
-        else d
-        for d in data
-    ]
-
-
-def _check_custom(answer: Any) -> tuple[Any, dict[str, float]]:
-    """What a custom loss returned: a tensor of one number with its graph, and metrics as plain floats."""
-    import torch
-
-    try:
-        loss, given = answer
-        plain = {key: x.detach() if isinstance(x, torch.Tensor) else x for key, x in given.items()}
-        metrics = {str(key): float(value) for key, value in plain.items()}
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise BadRequestError(
-            f"the custom loss returned {shortened(answer)}; it must return (loss, metrics), a tensor of one "
-            "number and a dict of numbers"
-        ) from error
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        raise BadRequestError(
-            f"the custom loss returned {loss!r}; it must be a tensor of one number made from the logprobs"
-        )
-    if not math.isfinite(loss.item()):
-        raise BadRequestError(f"the custom loss is {loss.item()}; it must be finite")
-    return loss, metrics
-
-
 def _check_adam(adam: AdamParams) -> None:
     """Raise BadRequestError naming the field that is out of its range."""
+    large = f"at least 0 and below {_LARGE:g}"
     ranges = {
-        "learning_rate": (0, math.inf, "a finite number of at least 0"),
+        "learning_rate": (0, _LARGE, large),
         "beta1": (0, 1, "at least 0 and below 1"),
         "beta2": (0, 1, "at least 0 and below 1"),
-        "eps": (float(np.finfo(np.float32).tiny), math.inf, "a finite number that float32 holds, above 0"),
-        "weight_decay": (0, math.inf, "a finite number of at least 0"),
+        "eps": (
+            float(np.finfo(np.float32).tiny),
+            _LARGE,
+            f"a number that float32 holds, above 0 and below {_LARGE:g}",
+        ),
+        "weight_decay": (0, _LARGE, large),
         "grad_clip_norm": (0, math.inf, "a finite number of at least 0 (0: no clipping)"),
     }
     for name, (least, below, right) in ranges.items():

@@ -61,6 +61,11 @@ class Worker:
         """Let a sampler take its turns. To be called in the worker's thread."""
         self._samplers.append(sampler)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._closed
+
     def close(self, finish: bool) -> None:
         """End the thread: after all that was asked if `finish`, else after the job at hand.
 

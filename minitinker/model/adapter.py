@@ -5,11 +5,12 @@ moments have the same layout, so that one call steps everything.
 """
 
 from dataclasses import dataclass
-from numbers import Integral
+from reprlib import repr as shortened
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minitinker.conform import is_whole
 from minitinker.errors import BadRequestError
 from minitinker.model.config import ModelConfig, linear_shapes
 
@@ -51,8 +52,8 @@ def adapter_spec(
     config: ModelConfig, rank: int, train_attn: bool, train_mlp: bool, train_unembed: bool
 ) -> AdapterSpec:
     """An adapter of `rank` on the linears asked for. Raises BadRequestError if there is nothing to train."""
-    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
-        raise BadRequestError(f"rank is {rank!r}; it must be a whole number of at least 1")
+    if not is_whole(rank) or int(rank) < 1:
+        raise BadRequestError(f"rank is {shortened(rank)}; it must be a whole number of at least 1")
     wanted = {"train_attn": train_attn, "train_mlp": train_mlp, "train_unembed": train_unembed}
     shapes = {name: shape for name, shape in linear_shapes(config).items() if wanted[_flag_of(name)]}
     if not shapes:
@@ -60,6 +61,12 @@ def adapter_spec(
             "train_attn, train_mlp and train_unembed are all False; there is nothing to train"
         )
     return AdapterSpec(int(rank), shapes)
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise BadRequestError for a seed that is no whole number of at least 0."""
+    if seed is not None and (not is_whole(seed) or int(seed) < 0):
+        raise BadRequestError(f"seed is {shortened(seed)}; it must be None or a whole number of at least 0")
 
 
 def _flag_of(module: str) -> str:
@@ -74,10 +81,9 @@ def initial_weights(spec: AdapterSpec, seed: int | None) -> Array:
     The same seed gives the same numbers on every backend; None draws a new seed from the system. Raises
     BadRequestError for a seed that is no whole number of at least 0.
     """
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise BadRequestError(f"seed is {seed!r}; it must be None or a whole number of at least 0")
+    check_seed(seed)
     flat = np.zeros(spec.size, np.float32)
-    random = np.random.Generator(np.random.Philox(seed))
+    random = np.random.Generator(np.random.Philox(None if seed is None else int(seed)))
     for a, _ in views(spec, flat).values():
         bound = 1 / np.sqrt(a.shape[-1])
         a[...] = random.uniform(-bound, bound, a.shape)

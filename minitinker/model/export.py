@@ -1,5 +1,6 @@
 """A base model, as it is or with an adapter merged into it, written as a Hugging Face folder."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,12 +19,12 @@ DTYPES = ("float32", "bfloat16")
 
 def merge_adapter(
     base: BaseModel, spec: AdapterSpec, flat: Float32Array, folder: Path, dtype: str | None = None
-) -> None:
+) -> dict[str, str]:
     """Write the base model with W + scale B A for the weight W of each adapted linear, added in float32.
 
     flat: (spec.size,) float32. A tied head that is adapted is written untied, and the embedding stays as it
     was. dtype: "float32" or "bfloat16"; None is bfloat16 where the base's config.json says so, else float32.
-    Tensors are merged one at a time, while they are written.
+    Tensors are merged one at a time, while they are written. Returns file name -> sha256 of its bytes.
 
     Raises BadRequestError where the adapter is not one of this base, and what `write_model` raises.
     """
@@ -54,7 +55,7 @@ def merge_adapter(
             product += w
             yield product
 
-    _write(folder, base.folder, shapes, merged(), dtype or _dtype_of(base.folder), tied)
+    return _write(folder, base.folder, shapes, merged(), dtype or _dtype_of(base.folder), tied)
 
 
 def write_model(
@@ -82,7 +83,7 @@ def _write(
     tensors: Iterable[Float32Array],
     dtype: str,
     tie_word_embeddings: bool,
-) -> None:
+) -> dict[str, str]:
     folder, source_folder = Path(folder), Path(source_folder)
     if dtype not in DTYPES:
         raise BadRequestError(f'dtype is {dtype!r}; it must be "float32" or "bfloat16"')
@@ -98,7 +99,9 @@ def _write(
         file = folder / SINGLE_FILE
         stored = {name: Stored(file, dtype, shape, 0) for name, shape in shapes.items()}
         check_tensors(stored, tensor_shapes(read_config(new)), file, "config.json")
-        write_tensors(new / SINGLE_FILE, shapes, tensors, dtype)
+        sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in new.iterdir()}
+        sums[SINGLE_FILE] = write_tensors(new / SINGLE_FILE, shapes, tensors, dtype)
+    return sums
 
 
 def _dtype_of(folder: Path) -> str:

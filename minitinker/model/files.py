@@ -10,8 +10,10 @@ import errno
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from minitinker.errors import ConflictError
 
@@ -29,19 +31,36 @@ def written_aside(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     if not overwrite:
         _check_free(folder)
     make_folder(folder.parent)
-    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder.parent) as aside:
-        new = Path(aside) / "new"  # inside, since the temporary folder itself is closed to other users
-        new.mkdir()
+    with (
+        tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder.parent) as aside,
+        placed(Path(aside), folder, overwrite) as new,
+    ):
         yield new
-        for path in (*new.iterdir(), new):
-            _fsync(path)
-        _put(new, folder, Path(aside), overwrite)
-        _fsync(folder.parent)
+
+
+@contextlib.contextmanager
+def placed(
+    aside: Path, folder: Path, overwrite: bool, lock: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> Iterator[Path]:
+    """An empty folder within `aside` to put files into; it becomes `folder` as in `written_aside`.
+
+    `lock()` is held while names change; the parent of `folder` must be there by then.
+    """
+    new = aside / "new"  # inside, since a temporary folder itself is closed to other users
+    new.mkdir()
+    yield new
+    for path in (*new.iterdir(), new):
+        fsync(path)
+    with lock():
+        if not overwrite:
+            _check_free(folder)
+        _put(new, folder, aside, overwrite)
+        fsync(folder.parent)
 
 
 def present(folder: Path) -> Path | None:
     """Where the content of `folder` lies: there, or, if an overwriting was cut off, beside it; or nowhere."""
-    for path in (folder, _old(folder), folder):  # the last, if an overwriting ended between the two looks
+    for path in (folder, old_of(folder), folder):  # the last, if an overwriting ended between the two looks
         if path.is_dir():
             return path
     return None
@@ -52,10 +71,11 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _fsync(folder.parent)
+        fsync(folder.parent)
 
 
-def _old(folder: Path) -> Path:
+def old_of(folder: Path) -> Path:
+    """Where the content of `folder` waits while it is replaced."""
     return folder.with_name(OLD + folder.name)
 
 
@@ -76,13 +96,13 @@ def _put(new: Path, folder: Path, aside: Path, overwrite: bool) -> None:
             if not overwrite:
                 _check_free(folder)  # another process was faster
         with contextlib.suppress(FileNotFoundError):
-            os.rename(_old(folder), aside / f"old-{attempt}")
+            os.rename(old_of(folder), aside / f"old-{attempt}")
         if not new.exists():
             return
-        os.rename(folder, _old(folder))
+        os.rename(folder, old_of(folder))
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Force a file's or a folder's contents to the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder

@@ -5,6 +5,7 @@ no bfloat16. A bfloat16 number is the upper half of a float32.
 """
 
 import difflib
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -135,10 +136,11 @@ def read_tensor(name: str, stored: Stored) -> Float32Array:
 
 def write_tensors(
     path: Path, shapes: Mapping[str, Shape], tensors: Iterable[Float32Array], dtype: str
-) -> None:
+) -> str:
     """Write a safetensors file, in "float32" or "bfloat16", rounded to nearest, ties to even.
 
-    `tensors` gives the arrays of `shapes` in order and is read once, so it may make them as it goes.
+    `tensors` gives the arrays of `shapes` in order and is read once, so it may make them as it goes. Returns
+    the sha256 of the bytes, in hexadecimal.
     """
     stored, size = ("BF16", 2) if dtype == "bfloat16" else ("F32", 4)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
@@ -148,12 +150,19 @@ def write_tensors(
         header[name] = {"dtype": stored, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    digest = hashlib.sha256()
     with path.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+
+        def put(data: bytes) -> None:
+            digest.update(data)
+            out.write(data)
+
+        put(len(text).to_bytes(8, "little") + text)
         for _, tensor in zip(shapes, tensors, strict=True):
             # Block by block: safetensors' own writer would want all the bfloat16 bits at once.
             for block in _blocks(tensor):
-                out.write((to_bfloat16_bits(block) if dtype == "bfloat16" else block).tobytes())
+                put((to_bfloat16_bits(block) if dtype == "bfloat16" else block).tobytes())
+    return digest.hexdigest()
 
 
 def to_bfloat16_bits(x: Float32Array) -> npt.NDArray[np.uint16]:

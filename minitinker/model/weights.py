@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as shortened
 from types import ModuleType
 from typing import Any
 
@@ -116,8 +117,8 @@ def lasting_name(name: str | os.PathLike[str]) -> str:
 
     Raises BadRequestError if it is no name at all.
     """
-    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
-        raise BadRequestError(f"base_model is {name!r}; it must be a model's name or folder")
+    if not isinstance(name, str | os.PathLike) or not isinstance(os.fspath(name), str) or not os.fspath(name):
+        raise BadRequestError(f"base_model is {shortened(name)}; it must be a model's name or folder")
     text, path = os.fspath(name), os.path.expanduser(name)
     return text if text == EMBEDDED_MODEL or not os.path.isdir(path) else os.path.abspath(path)
 
@@ -151,7 +152,7 @@ def _find_in_cache_or_hub(name: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    tried = f"no model {name!r}: it is neither the embedded {EMBEDDED_MODEL!r} nor a local folder"
+    tried = f"no model {name!r:.300}: it is neither the embedded {EMBEDDED_MODEL!r} nor a local folder"
     try:
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=["config.json"]))
         lacking = _lacking(folder)
