@@ -6,10 +6,9 @@ import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import Future, wait
-from numbers import Real
-from reprlib import repr as shortened
 from typing import Any, Generic, Self, TypeVar
 
+from minitinker.conform import argument
 from minitinker.errors import BadRequestError
 
 T = TypeVar("T")
@@ -61,7 +60,7 @@ class APIFuture(Generic[T]):
         Raises: TimeoutError (the work goes on), RuntimeError in the worker's own thread, and whatever the
             work raised.
         """
-        _check_timeout(timeout)
+        timeout = _checked_timeout(timeout)
         self._refuse_to_wait_for_itself()
         end = None if timeout is None else time.monotonic() + timeout
         while not self._future.done():
@@ -73,7 +72,7 @@ class APIFuture(Generic[T]):
 
     async def result_async(self, timeout: float | None = None) -> T:
         """Like `result`, without blocking the event loop."""
-        _check_timeout(timeout)
+        timeout = _checked_timeout(timeout)
         self._refuse_to_wait_for_itself()
         if not self._future.done():
             try:
@@ -180,12 +179,11 @@ class ClientFuture(APIFuture[Any]):
         return self.result_async().__await__()
 
 
-def _check_timeout(timeout: float | None) -> None:
-    if timeout is None or (
-        isinstance(timeout, Real) and not isinstance(timeout, bool) and timeout == timeout
-    ):
-        return
-    raise BadRequestError(f"timeout is {shortened(timeout)}; it must be a number of seconds, or None")
+def _checked_timeout(timeout: float | None) -> float | None:
+    seconds: float | None = argument(float | None, timeout, "timeout")
+    if seconds != seconds:
+        raise BadRequestError("timeout is NaN; it must be a number of seconds, or None")
+    return seconds
 
 
 def _too_late(timeout: float | None) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as minitinker.backend does
+os.environ.setdefault("MINITINKER_BACKEND", "reference")  # also where there is a GPU
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 from bad_values import summary

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitinker.model.packing import micro_batches, pack, pack_for_cache
+from minitinker.model.packing import filled, micro_batches, pack, pack_for_cache
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=100)
 lengths_of_sequences = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -83,3 +83,13 @@ def test_a_cut_falls_where_the_running_sum_is_nearest_to_an_equal_share():
 
 def test_no_sequences_make_no_micro_batch():
     assert micro_batches([], 3) == []
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), most=st.integers(1, 60))
+def test_filled_groups_hold_as_many_sequences_as_they_can_and_only_one_alone_is_too_long(lengths, most):
+    groups = filled(lengths, most)
+    assert [i for group in groups for i in group] == list(range(len(lengths)))
+    for group, after in zip(groups, [*groups[1:], None], strict=True):
+        tokens = sum(lengths[i] for i in group)
+        assert tokens <= most or len(group) == 1
+        assert after is None or tokens + lengths[after.start] > most

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import VOCAB, make_model, make_trainer, to_peft
 
 from minitinker import APIError, reference
+from minitinker.engine import sampler as sampler_file
 from minitinker.engine.request import SampleRequest, Served, Uniforms
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.stopping import StopRule
@@ -317,6 +318,24 @@ def test_memory_that_runs_out_is_told_with_what_would_have_fitted_and_the_sample
     ):
         refused.future.result(timeout=0)
     assert len(tokens(answer(sampler))[0]) == 12
+
+
+def test_a_step_that_fails_is_told_only_to_those_in_it(model, monkeypatch):
+    ops = SimpleNamespace(**vars(reference))
+    sampler = Sampler(ops, model[0])
+    monkeypatch.setattr(sampler_file, "PROMPT_TOKENS", 4)  # one of these prompts at a time
+    first, second = request(), request()
+    for one in (first, second):
+        sampler.add(one)
+    ops.sample = lambda *_: 1 / 0
+    sampler.step()
+    with pytest.raises(ZeroDivisionError):
+        first.future.result(timeout=0)
+    assert not second.future.done()
+    ops.sample = reference.sample
+    while sampler.busy:
+        sampler.step()
+    assert len(second.future.result(timeout=0).sequences[0].tokens) == 12
 
 
 def test_a_sampler_with_nothing_to_do_does_nothing(sampler):

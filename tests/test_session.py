@@ -98,3 +98,16 @@ def test_what_was_asked_of_a_session_is_finished_though_nobody_holds_it(tmp_path
     go_on.set()
     last.result(timeout=10)
     assert done == [tmp_path]
+
+
+def test_memory_that_runs_out_in_any_call_is_told_with_what_is_free(tmp_path):
+    ops = SimpleNamespace(**vars(reference))
+    ops.free_memory = lambda: 10**9
+    session = Session(ops, tmp_path)
+
+    def no_room():
+        raise MemoryError
+
+    with pytest.raises(APIError, match=r"out of memory on cpu: this call did not fit, where 1.0 GB are free"):
+        session.submit(no_room).result(timeout=30)
+    session.worker.close(finish=False)

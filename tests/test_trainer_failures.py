@@ -161,3 +161,31 @@ def test_what_would_not_fit_is_formed_again_and_gives_the_same_gradient_to_the_b
         calls.append(len(seen))
     assert calls[1] - calls[0] == 7 * base.config.num_hidden_layers  # each linear of each layer once more
     np.testing.assert_array_equal(*gradients)
+
+
+def test_memory_that_runs_out_in_a_step_leaves_the_count_of_steps_and_all_else(trainer, monkeypatch):
+    before = state(in_the_middle(trainer))
+
+    def no_room(*inputs):
+        raise MemoryError
+
+    monkeypatch.setattr(reference, "adamw_", no_room)
+    with pytest.raises(MemoryError):
+        trainer.optim_step(AdamParams())
+    assert state(trainer) == before
+
+
+def test_memory_that_runs_out_while_a_checkpoint_is_put_back_changes_nothing(trainer, monkeypatch):
+    before = state(in_the_middle(trainer))
+    flat, m, v = (np.full(trainer.spec.size, x, np.float32) for x in (1, 2, 3))
+    array = reference.array
+
+    def room_for_one(x, *more):
+        if x is v:
+            raise MemoryError
+        return array(x, *more)
+
+    monkeypatch.setattr(reference, "array", room_for_one)
+    with pytest.raises(MemoryError):
+        trainer.restore(flat, m, v, 7)
+    assert state(trainer) == before

@@ -1,3 +1,4 @@
+import gc
 import sys
 import threading
 import time
@@ -202,3 +203,28 @@ def test_a_callback_that_exits_does_not_take_the_worker_along(worker):
     first.set_result(1)
     assert submitted.result(5) == 1
     assert worker.submit(lambda: 2).result(5) == 2
+
+
+def test_the_error_of_a_job_does_not_keep_what_the_job_had_made():
+    worker, made = Worker(), []
+
+    class Large:
+        pass
+
+    def fail():
+        large = Large()
+        made.append(weakref.ref(large))
+        raise ValueError("no")
+
+    error = worker.submit(fail).exception(timeout=30)
+    assert "no" in str(error)
+    gc.collect()
+    assert made[0]() is None
+    worker.close(finish=True)
+
+
+def test_what_a_job_raised_is_told_as_the_worker_explains_it():
+    worker = Worker(lambda error: ValueError(f"explained: {error}"))
+    with pytest.raises(ValueError, match="explained: division"):
+        worker.submit(lambda: 1 / 0).result(timeout=30)
+    worker.close(finish=True)

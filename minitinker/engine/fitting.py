@@ -7,11 +7,12 @@ for what the allocator loses.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from minitinker.errors import APIError
 from minitinker.model.adapter import AdapterSpec
 from minitinker.model.config import ModelConfig
-from minitinker.model.packing import micro_batches
+from minitinker.model.packing import filled, micro_batches
 
 SLACK = 1.2
 ADDRESSES = 1 << 47  # bytes that a process can have at most
@@ -69,22 +70,19 @@ def plan_passes(
     forms a layer's activations again.
 
     It does where `recompute` says so, and, where that is None, where what the largest `width` groups at once
-    would keep does not fit into `free` bytes. A group has about `most_tokens`, fewer where that does not fit
-    either, and never less than a sequence. free None: unknown, everything fits.
+    would keep does not fit into `free` bytes. A group has about `most_tokens`; where that does not fit either, as
+    many sequences as do, and never less than one. free None: unknown, everything fits.
     """
-
-    def groups_of(tokens: int) -> list[range]:
-        return micro_batches(lengths, width * math.ceil(sum(lengths) / (width * tokens)))
-
-    groups = groups_of(most_tokens)
+    groups = micro_batches(lengths, width * math.ceil(sum(lengths) / (width * most_tokens)))
     if free is None:
         return groups, bool(recompute)
     largest = width * max(sum(lengths[i] for i in group) for group in groups)
     if recompute is None:
         recompute = largest > needs.tokens(free, recompute=False)
     fitting = needs.tokens(free, recompute)
-    fewer = max(1, min(most_tokens, fitting // width))
-    return (groups if largest <= fitting else groups_of(fewer)), recompute
+    if largest > fitting:
+        groups = filled(lengths, min(most_tokens, fitting // width))
+    return groups, recompute
 
 
 def check_room(spec: AdapterSpec, device: str, free: int | None) -> None:
@@ -97,6 +95,13 @@ def check_room(spec: AdapterSpec, device: str, free: int | None) -> None:
         raise out_of_memory(
             f"an adapter of rank {spec.rank}, {size / 1e9:.1f} GB,", device, "a smaller rank may", free
         )
+
+
+def explained(ops: ModuleType, error: BaseException) -> BaseException:
+    """The error, or, where memory ran out in a place that says nothing better, one that tells how much is free."""
+    if not isinstance(error, ops.OutOfMemory):
+        return error
+    return out_of_memory("this call", ops.DEVICE, "a smaller one may", ops.free_memory())
 
 
 def out_of_memory(work: str, device: str, fitting: str, free: int | None) -> APIError:

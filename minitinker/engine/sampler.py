@@ -90,7 +90,8 @@ class Sampler:
     def step(self) -> None:
         """One token for every sequence. What goes wrong is told to every request that was in the step."""
         self._forget_cancelled()
-        requests, waiting = self._requests(), self._admitted()
+        waiting = self._admitted()
+        requests = [*{id(s.request): s.request.request for s in self._running}.values(), *waiting]
         if not requests:
             return
         failure: BaseException | None = None

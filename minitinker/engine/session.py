@@ -3,12 +3,13 @@
 import uuid
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
 from minitinker.engine.checkpoints import CheckpointStore
-from minitinker.engine.fitting import itemsize, out_of_memory
+from minitinker.engine.fitting import explained, itemsize, out_of_memory
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.worker import Worker
 from minitinker.errors import APIError
@@ -27,7 +28,7 @@ class Session:
         self.user_metadata = user_metadata
         self.ops = ops
         self.store = CheckpointStore(storage)
-        self.worker = Worker()
+        self.worker = Worker(partial(explained, ops))
         self.worker.submit(ops.prepare)
         self.worker.submit(self.store.sweep)
         self._samplers: dict[Path, Sampler] = {}

@@ -116,7 +116,6 @@ class Trainer:
         norm = self.ops.global_norm(self.grad)
         if not math.isfinite(norm):
             raise BadRequestError(f"the gradient's norm is {norm}; the weights were left as they were")
-        self.step += 1
         with np.errstate(over="ignore", invalid="ignore"):  # a step once begun is made on all numbers
             self.ops.adamw_(
                 self.flat,
@@ -125,7 +124,7 @@ class Trainer:
                 self.v,
                 self.copy,
                 norm,
-                self.step,
+                self.step + 1,
                 adam.learning_rate,
                 adam.beta1,
                 adam.beta2,
@@ -133,6 +132,7 @@ class Trainer:
                 adam.weight_decay,
                 adam.grad_clip_norm,
             )
+        self.step += 1
         self.grad[...] = 0
         self.accumulated = 0
         return {"unclipped_grad_l2:mean": norm}
@@ -147,10 +147,12 @@ class Trainer:
 
     def restore(self, flat: Array, m: Array | None, v: Array | None, step: int) -> None:
         """Put back what a checkpoint holds, with no gradients; without moments the optimizer begins anew."""
-        self.flat[...] = self.ops.array(flat)
+        # All are made before any is written, so that memory that runs out changes nothing.
+        new_flat, new_m, new_v = (0 if x is None else self.ops.array(x) for x in (flat, m, v))
+        self.flat[...] = new_flat
         self._working[...] = self.flat
-        self.m[...] = 0 if m is None else self.ops.array(m)
-        self.v[...] = 0 if v is None else self.ops.array(v)
+        self.m[...] = new_m
+        self.v[...] = new_v
         self.step = step
         self.grad[...] = 0
         self.accumulated = 0
@@ -250,18 +252,22 @@ class Trainer:
             )
         grads = None if grad is None else views(self.spec, grad)
         dh = ops.zeros(h.shape, h.dtype) if grads is not None else h
-        total, logprobs = 0.0, np.empty(targets.shape, np.float32)
-        for rows in head_chunks(net, len(h)):
+        logprobs = np.empty(targets.shape, np.float32)
+
+        def head(rows: slice) -> float:
+            """The loss of some rows, whose logits are gone when it returns."""
             logits, saved_head = logits_forward(net, h[rows])
             lp, saved_lp = ops.logprob_forward(logits, ops.array(targets[rows]))
             logprobs[rows] = ops.to_numpy(lp)
             terms, dlp = loss.per_token(
                 logprobs[rows].astype(np.float64), {key: x[rows] for key, x in inputs.items()}, config
             )
-            total += float(terms.sum())
             if grads is not None:
                 dlogits = ops.logprob_backward(ops.array(dlp.astype(np.float32)), saved_lp)
                 dh[rows] = logits_backward(net, dlogits, saved_head, grads)
+            return float(terms.sum())
+
+        total = sum(head(rows) for rows in head_chunks(net, len(h)))
         if grads is not None:
             hidden_states_backward(net, dh, saved, grads)
         return total, np.split(logprobs, _ends(examples))

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from importlib import import_module
 from queue import Empty, SimpleQueue
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 from minitinker.engine.sampler import Sampler
@@ -35,7 +36,9 @@ class Worker:
     among them but not SystemExit, what has not begun is dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, explain: Callable[[BaseException], BaseException] = lambda error: error) -> None:
+        """explain: from what a job raised to what is told; called when the job's arrays are gone."""
+        self._explain = explain
         self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         # A plain lock and a SimpleQueue are taken and left in one piece. A Condition is not: Ctrl-C may come
         # when the main thread has just taken it, and the worker would wait for it forever.
@@ -82,7 +85,7 @@ class Worker:
         while not self._dropping and not (self._closed and self._jobs.empty() and not self._busy()):
             turn = time.monotonic() + TURN
             while (job := self._next()) is not None:
-                _run_job(*job)
+                _run_job(*job, self._explain)
                 del job  # it may hold the last reference to the client whose end closes this worker
                 if self._dropping or time.monotonic() > turn:
                     break
@@ -117,12 +120,22 @@ class Worker:
             self.close(finish=not failed)
 
 
-def _run_job(job: Callable[[], Any], future: "Future[Any]") -> None:
+def _run_job(
+    job: Callable[[], Any], future: "Future[Any]", explain: Callable[[BaseException], BaseException]
+) -> None:
     if not future.set_running_or_notify_cancel():
         return
+    failure: BaseException | None = None
     try:
         result = job()
     except BaseException as error:  # whatever it was, whoever asked must hear of it
-        settle(future, error=error)
-    else:
+        failure = error
+    if failure is None:
         settle(future, result)
+        return
+    # The traceback would hold every array of the failed call for as long as someone holds the error.
+    cause: BaseException | None = failure
+    while cause is not None:
+        clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    settle(future, error=explain(failure))

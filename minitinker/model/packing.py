@@ -69,6 +69,17 @@ def micro_batches(lengths: Sequence[int], parts: int) -> list[range]:
     return [range(first, end) for first, end in pairwise(cuts) if end > first]
 
 
+def filled(lengths: Sequence[int], most: int) -> list[range]:
+    """Consecutive sequences, as indices, in groups of at most `most` tokens; a longer sequence is alone."""
+    groups, first, tokens = [], 0, 0
+    for i, length in enumerate(lengths):
+        if i > first and tokens + length > most:
+            groups.append(range(first, i))
+            first, tokens = i, 0
+        tokens += length
+    return [*groups, range(first, len(lengths))]
+
+
 def _count_up(starts: Index, lengths: Index) -> Index:
     """start, start + 1, ... for each sequence, end to end: (sum of lengths,)."""
     ends = np.cumsum(lengths)

@@ -188,6 +188,8 @@ def _hold_array(made: Any, name: str, dtype: type, dimensions: int = 1) -> None:
     given = getattr(made, name)
     if given is None and dimensions == 1:
         return
+    if isinstance(given, np.ndarray) and given.dtype == dtype and given.ndim == dimensions:
+        return  # as a sampler makes them, one for each token
     try:
         plain = np.asarray(given)
         with np.errstate(invalid="ignore"):
