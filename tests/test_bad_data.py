@@ -1,9 +1,8 @@
 """A datum that is wrong in one place is refused by its index and the key, and leaves no trace.
 
-Run as a script, it prints how many inputs were tried; see test_bad_input.py.
+See test_bad_input.py for how to try more.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Number
@@ -248,7 +247,3 @@ def test_the_largest_datum_and_the_most_targets_are_taken(world):
     more = Datum(prompt(1, 2, 3), {"target_tokens": np.zeros((N, VOCAB + 1), int)})
     with pytest.raises(BadRequestError, match=f"K up to {VOCAB}"):
         world.training.forward([more], "cross_entropy").result(LIMIT)
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-s", *sys.argv[1:]]))

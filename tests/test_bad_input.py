@@ -1,12 +1,11 @@
 """Whatever is given to a client, it is taken or refused by name, and what is refused leaves no trace.
 
-Run as a script (MINITINKER_FUZZ=5000 for so many inputs a law, from another start each time), it prints how many
-inputs were tried. test_bad_data.py and test_bad_types.py do the same for data and for the types of the API.
+`MINITINKER_FUZZ=5000 pytest -s tests/test_bad_*.py` tries so many inputs a law, other ones each time, and prints
+how many it tried. test_bad_data.py and test_bad_types.py do the same for data and for the types of the API.
 """
 
 import asyncio
 import inspect
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from numbers import Real
@@ -277,7 +276,3 @@ def test_a_prompt_may_leave_room_for_one_token(world):
 def test_the_largest_hyperparameters_are_taken(world, field):
     raised = world.checked(lambda: world.training.optim_step(AdamParams(**field)))
     assert raised is None
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-s", *sys.argv[1:]]))
