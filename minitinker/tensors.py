@@ -258,7 +258,10 @@ def _fold(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Flat `array` in the given shape."""
     if array.ndim != 1 or any(length < 0 for length in shape) or math.prod(shape) != array.size:
         raise ValueError(f"shape is {shortened(list(shape))}, but the data has shape {list(array.shape)}")
-    return array.reshape(shape)
+    try:
+        return array.reshape(shape)
+    except ValueError as error:  # more dimensions than NumPy has
+        raise ValueError(f"shape is {shortened(list(shape))}: {error}") from None
 
 
 def _checked_pad(pad_value: object) -> int:

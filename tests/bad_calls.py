@@ -325,7 +325,7 @@ CALLS: dict[str, dict[str, tuple[Any, dict[str, Slot]]]] = {
             lambda w: {"base_model": model(), "rank": 1},
             {
                 "base_model": model_cases("base_model"),
-                "rank": cases("rank", whole(1, 10**6), these(*[10**9, 10**12, 0])),
+                "rank": cases("rank", whole(1, 1 << 20), these(10**9, 10**12, 10**400, 0)),
                 "seed": cases("seed", whole(0, np.inf, none=True), near(0)),
                 **LORA,
                 "user_metadata": NOTES,

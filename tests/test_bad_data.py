@@ -108,7 +108,7 @@ def flaws(draw: Any, loss: str) -> Flaw:
     if kind == "numbers":
         key = draw(st.sampled_from(keys))
         value = draw(_numbers(key))
-        return Flaw(lambda: Datum(text, good | {key: value()}), (f"'{key}'", "'target_tokens'"))
+        return Flaw(lambda: Datum(text, good | {key: value()}), (f"'{key}'", "target_tokens"))
     if kind == "missing":
         absent = {"weights", "clip_low_threshold", "clip_high_threshold"}
         key = draw(st.sampled_from([key for key in keys if key not in absent]))

@@ -45,6 +45,8 @@ def check(world: World, target: str, argument: str, case: Case, in_async: bool) 
         assert case.taken is not True
         check_told(error, *case.names)
         return
+    if argument == "rank" and whole(500, 1 << 20)(value):
+        return  # it is right where there is memory for it
     if target.endswith(".forward_backward_custom") and argument == "loss_fn" and case.taken is None:
         return  # a function, which raises what it likes
     raised = world.checked(lambda: call(**good | {argument: value}))

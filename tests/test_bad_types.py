@@ -170,6 +170,7 @@ def test_a_tensor_holds_its_numbers_or_is_refused_by_name(data, dtype, shape, cr
         ([1], None, [0, 1], [0]),
         ([], [2**32, 2**32], None, None),
         ([1], [-1, -1], None, None),
+        ([1], [1] * 100, None, None),
     ],
 )
 def test_a_broken_layout_is_refused_by_name(data, shape, crow, col):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_models import make_model
 
 from minitinker import reference
-from minitinker.engine.fitting import Footprint, footprint, itemsize, out_of_memory, plan_passes
+from minitinker.engine.fitting import Footprint, check_room, footprint, itemsize, out_of_memory, plan_passes
 from minitinker.errors import APIError
 from minitinker.model.adapter import adapter_spec, views
 from minitinker.model.config import read_config
@@ -137,3 +137,14 @@ def test_the_error_says_what_was_tried_and_what_would_have_fitted():
     assert isinstance(error, APIError)
     said = "out of memory on cuda:0: a pass did not fit, where 2.5 GB are free; about 7 tokens would have"
     assert said in str(error)
+
+
+def test_an_adapter_that_does_not_fit_is_refused_before_it_is_made():
+    spec = adapter_spec(read_config(make_model()[0]), 1 << 20, True, True, True)
+    needed = 16 * spec.size  # weights, gradient and two moments
+    check_room(spec, "cpu", needed)
+    check_room(spec, "cpu", None)
+    with pytest.raises(
+        APIError, match=r"out of memory on cpu: an adapter of rank 1048576, .* a smaller rank may"
+    ):
+        check_room(spec, "cpu", needed - 1)

@@ -16,6 +16,7 @@ from minitinker.model.config import ModelConfig, linear_shapes
 
 Array = NDArray[np.float32]
 
+MOST_RANK = 1 << 20  # more than any linear has rows or columns
 ALPHA = 32  # the adapter's product enters as W + (ALPHA / rank) B A
 
 
@@ -52,8 +53,8 @@ def adapter_spec(
     config: ModelConfig, rank: int, train_attn: bool, train_mlp: bool, train_unembed: bool
 ) -> AdapterSpec:
     """An adapter of `rank` on the linears asked for. Raises BadRequestError if there is nothing to train."""
-    if not is_whole(rank) or int(rank) < 1:
-        raise BadRequestError(f"rank is {shortened(rank)}; it must be a whole number of at least 1")
+    if not is_whole(rank) or not 1 <= int(rank) <= MOST_RANK:
+        raise BadRequestError(f"rank is {shortened(rank)}; it must be a whole number from 1 to {MOST_RANK}")
     wanted = {"train_attn": train_attn, "train_mlp": train_mlp, "train_unembed": train_unembed}
     shapes = {name: shape for name, shape in linear_shapes(config).items() if wanted[_flag_of(name)]}
     if not shapes:
