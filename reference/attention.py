@@ -11,13 +11,13 @@ backward   dV = P^T dO
 
 P is not kept: the backward forms it again from L, the log of each row's sum of exponentials, as
 FlashAttention does (Dao et al. 2022, arXiv:2205.14135). Grouped heads share their keys, so the rows of a
-group stand under each other in one product.
+group stand side by side in one product. P lies transposed, keys first, since NumPy takes the maxima and sums of
+many columns faster than those of many rows.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,22 @@ Index = NDArray[np.int64]
 
 QUERY_BLOCK = 64  # queries at once: bounds P to (heads, 64, keys), and skips most of what the mask hides
 SCORES = 1 << 18  # numbers of P at once, of several blocks where these are small: a megabyte stays in cache
+ALIKE = 32  # blocks that differ by fewer queries or keys than this are done together, the smaller ones padded
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of queries that have one shape, of any sequences.
+    """Blocks of queries of any sequences, padded to one shape.
 
-    queries: (blocks, rows), rows of q. keys: (blocks, keys), the rows of k and v that the last of these sees.
+    queries: (blocks, rows), rows of q, padded with -1. keys: (blocks, keys), the rows of k and v that the last
+    of these sees, padded with the last. sizes: queries and keys without padding. mask: (blocks or 1, last keys,
+    1, rows), -inf where a query does not see a key and 0 where it does; all queries see the keys before.
     """
 
     queries: Index
     keys: Index
+    sizes: list[tuple[int, int]]
+    mask: Array
 
 
 @dataclass(frozen=True)
@@ -72,51 +77,52 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
 
     plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros.
     """
-    o = np.zeros_like(q)
-    lse = np.zeros(q.shape[:2], q.dtype)  # (tokens, heads): L
+    tokens, heads, head_dim = q.shape
+    o = np.zeros((tokens + 1, heads, head_dim), q.dtype)  # one row more, -1, for what padding computes
+    lse = np.zeros((tokens + 1, heads, 1), q.dtype)  # L
     rows, k_starts, k_lengths = plan.singles
     if len(rows) > 0:
         o[rows], lse[rows] = _attend_singly(q[rows], k, v, k_starts, k_lengths, scale)
-    for rows, keys in _fitting(plan.blocks, q.shape[1]):
-        p = _scores(q[rows], k[keys], scale)  # (blocks, kv_heads, group * rows, keys)
-        top = p.max(axis=-1, keepdims=True)
+    for block in _fitting(plan.blocks, heads):
+        p = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
+        top = p.max(axis=-2, keepdims=True)
         p -= top
         np.exp(p, out=p)
-        total = p.sum(axis=-1, keepdims=True)
-        out = p @ v[keys].transpose(0, 2, 1, 3)
-        out /= total
-        o[rows] = _ungrouped(out, rows.shape[1])
+        total = p.sum(axis=-2, keepdims=True)
+        out = p.swapaxes(-1, -2) @ v[block.keys].swapaxes(1, 2)
+        out /= total.swapaxes(-1, -2)
+        o[block.queries] = _ungrouped(out, heads)
         top += np.log(total)
-        lse[rows] = _ungrouped(top, rows.shape[1])[..., 0]
-    return o, (q, k, v, o, lse, plan, scale)
+        lse[block.queries] = _ungrouped(top.swapaxes(-1, -2), heads)
+    lse[-1] = np.inf  # so that P of padding is 0 in the backward
+    return o[:-1], (q, k, v, o[:-1], lse, plan, scale)
 
 
 def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k."""
     q, k, v, o, lse, plan, scale = saved
-    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
-    do_o = np.einsum("thd,thd->th", do, o)
-    kv_heads = k.shape[1]
+    (tokens, heads, head_dim), kv_heads = q.shape, k.shape[1]
+    dq = np.zeros((tokens + 1, heads, head_dim), q.dtype)
+    dk, dv = np.zeros_like(k), np.zeros_like(v)
+    do_o = np.einsum("thd,thd->th", do, o)[..., None]
     rows, k_starts, k_lengths = plan.singles
-    blocks = [*plan.blocks, *_blocks(rows, np.ones_like(rows), k_starts, k_lengths)]
-    for rows, keys in _fitting(blocks, q.shape[1]):
-        p = _scores(q[rows], k[keys], scale)  # (blocks, kv_heads, group * rows, keys)
-        p -= _grouped(lse[rows][..., None], kv_heads)
+    for block in _fitting([*plan.blocks, *_blocks(rows, np.ones_like(rows), k_starts, k_lengths)], heads):
+        p = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
+        p -= _grouped(lse[block.queries], kv_heads).swapaxes(-1, -2)
         np.exp(p, out=p)
-        do_block = _grouped(do[rows], kv_heads)  # (blocks, kv_heads, group * rows, head_dim)
-        dv_block = (p.transpose(0, 1, 3, 2) @ do_block).transpose(0, 2, 1, 3)
-        ds = do_block @ v[keys].transpose(0, 2, 3, 1)
-        ds -= _grouped(do_o[rows][..., None], kv_heads)
+        do_block = _grouped(do[block.queries], kv_heads)  # (blocks, kv_heads, group * rows, head_dim)
+        dv_block = (p @ do_block).swapaxes(1, 2)
+        ds = v[block.keys].swapaxes(1, 2) @ do_block.swapaxes(-1, -2)
+        ds -= _grouped(do_o[block.queries], kv_heads).swapaxes(-1, -2)
         ds *= p
-        q_block = _grouped(q[rows], kv_heads) * q.dtype.type(scale)
-        dk_block = (ds.transpose(0, 1, 3, 2) @ q_block).transpose(0, 2, 1, 3)
-        for i, first in enumerate(keys[:, 0]):  # one by one, since sequences may share keys
-            dk[first : first + keys.shape[1]] += dk_block[i]
-            dv[first : first + keys.shape[1]] += dv_block[i]
-        dq_block = ds @ k[keys].transpose(0, 2, 1, 3)
-        dq_block *= q.dtype.type(scale)
-        dq[rows] = _ungrouped(dq_block, rows.shape[1])
-    return dq, dk, dv
+        ds *= q.dtype.type(scale)
+        dk_block = (ds @ _grouped(q[block.queries], kv_heads)).swapaxes(1, 2)
+        for i, (_, keys) in enumerate(block.sizes):  # one by one, since sequences may share keys
+            first = block.keys[i, 0]
+            dk[first : first + keys] += dk_block[i, :keys]
+            dv[first : first + keys] += dv_block[i, :keys]
+        dq[block.queries] = _ungrouped(ds.swapaxes(-1, -2) @ k[block.keys].swapaxes(1, 2), heads)
+    return dq[:-1], dk, dv
 
 
 def _attend_singly(
@@ -124,7 +130,7 @@ def _attend_singly(
 ) -> tuple[Array, Array]:
     """The forward of sequences with one query each, as in decoding, all at once: keys gathered and padded.
 
-    q: (sequences, heads, head_dim) -> o: like q, lse: (sequences, heads).
+    q: (sequences, heads, head_dim) -> o: like q, lse: (sequences, heads, 1).
     """
     sequences, heads, head_dim = q.shape
     kv_heads = k.shape[1]
@@ -140,49 +146,57 @@ def _attend_singly(
     total = p.sum(axis=-1, keepdims=True)
     out = p @ v[rows].transpose(0, 2, 1, 3)
     out /= total
-    return out.reshape(sequences, heads, head_dim), (np.log(total) + top).reshape(sequences, heads)
+    return out.reshape(sequences, heads, head_dim), (np.log(total) + top).reshape(sequences, heads, 1)
 
 
 def _blocks(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index) -> list[Blocks]:
-    """The sequences' queries in blocks of QUERY_BLOCK, those of one shape together."""
-    firsts: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    """The sequences' queries in blocks of QUERY_BLOCK, those of nearly one shape together."""
+    alike: defaultdict[tuple[int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
     sequences = zip(q_starts.tolist(), q_lengths.tolist(), k_starts.tolist(), k_lengths.tolist(), strict=True)
     for q_start, queries, k_start, keys in sequences:
         for first in range(0, queries, QUERY_BLOCK):
-            end = min(first + QUERY_BLOCK, queries)
-            firsts[end - first, keys - queries + end].append((q_start + first, k_start))
-    blocks = []
-    for (rows, seen), places in firsts.items():
-        q_first, k_first = np.array(places).T[..., None]
-        blocks.append(Blocks(q_first + np.arange(rows), k_first + np.arange(seen)))
-    return blocks
+            rows = min(QUERY_BLOCK, queries - first)
+            seen = keys - queries + first + rows
+            alike[-(-rows // ALIKE), -(-seen // ALIKE)].append((q_start + first, rows, k_start, seen))
+    return [_padded(*np.array(blocks).T[..., None]) for blocks in alike.values()]
 
 
-def _fitting(blocks: list[Blocks], heads: int) -> Iterator[tuple[Index, Index]]:
-    """(queries, keys) of as many blocks of one shape at once as SCORES allows."""
+def _padded(q_firsts: Index, rows: Index, k_firsts: Index, seen: Index) -> Blocks:
+    """Blocks of some rows, beginning at q_firsts, that see some keys, beginning at k_firsts: all (blocks, 1)."""
+    row, key = np.arange(rows.max()), np.arange(seen.max())
+    queries = np.where(row < rows, q_firsts + row, -1)
+    keys = k_firsts + np.minimum(key, seen - 1)
+    sizes = list(zip(rows[:, 0].tolist(), seen[:, 0].tolist(), strict=True))
+    if len(set(sizes)) == 1:
+        rows, seen = rows[:1], seen[:1]
+    last = seen - rows + np.minimum(row, rows - 1)  # (blocks, rows), the last key that each query sees
+    hidden = key[last.min() + 1 :, None] > last[:, None, :]
+    mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
+    return Blocks(queries, keys, sizes, mask[:, :, None])
+
+
+def _fitting(blocks: list[Blocks], heads: int) -> Iterator[Blocks]:
+    """As many blocks of one shape at once as SCORES allows."""
     for block in blocks:
         count = max(1, SCORES // (heads * block.queries.shape[1] * block.keys.shape[1]))
         for first in range(0, len(block.queries), count):
-            yield block.queries[first : first + count], block.keys[first : first + count]
+            part = slice(first, first + count)
+            mask = block.mask if len(block.mask) == 1 else block.mask[part]
+            yield Blocks(block.queries[part], block.keys[part], block.sizes[part], mask)
 
 
-def _scores(q: Array, k: Array, scale: float) -> Array:
-    """scale Q K^T + mask, where the last query sees the last key.
+def _scores(q: Array, k: Array, block: Blocks, scale: float) -> Array:
+    """scale K Q^T + mask of some blocks: (blocks, kv_heads, keys, group * rows).
 
-    q: (blocks, rows, heads, head_dim), k: (blocks, keys, kv_heads, head_dim)
-    -> (blocks, kv_heads, group * rows, keys).
+    q: (tokens, heads, head_dim), k: (kv_tokens, kv_heads, head_dim).
     """
-    (blocks, rows), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
-    scores: Array = (_grouped(q, kv_heads) * q.dtype.type(scale)) @ k.transpose(0, 2, 3, 1)
-    if rows > 1:  # all rows see the keys before the last `rows` ones: the mask is a triangle over those
-        scores.reshape(blocks, kv_heads, -1, rows, keys)[..., keys - rows :] += _triangle(rows, q.dtype)
+    q_block = _grouped(q[block.queries], k.shape[1]) * q.dtype.type(scale)
+    scores: Array = k[block.keys].swapaxes(1, 2) @ q_block.swapaxes(-1, -2)
+    blocks, kv_heads, keys, _ = scores.shape
+    last_keys, _, rows = block.mask.shape[1:]
+    grouped = scores.reshape(blocks, kv_heads, keys, -1, rows)
+    grouped[:, :, keys - last_keys :] += block.mask[:, None]
     return scores
-
-
-@lru_cache
-def _triangle(rows: int, dtype: np.dtype[Any]) -> Array:
-    """0 where query i sees key j, -inf above the diagonal where it does not: (rows, rows)."""
-    return np.triu(np.full((rows, rows), -np.inf, dtype), 1)
 
 
 def _grouped(x: Array, kv_heads: int) -> Array:
@@ -192,7 +206,8 @@ def _grouped(x: Array, kv_heads: int) -> Array:
     return grouped.reshape(blocks, kv_heads, -1, n)
 
 
-def _ungrouped(x: Array, rows: int) -> Array:
+def _ungrouped(x: Array, heads: int) -> Array:
     """The inverse of `_grouped`: (blocks, kv_heads, group * rows, n) -> (blocks, rows, heads, n)."""
     blocks, kv_heads, _, n = x.shape
-    return x.reshape(blocks, kv_heads, -1, rows, n).transpose(0, 3, 1, 2, 4).reshape(blocks, rows, -1, n)
+    grouped = x.reshape(blocks, kv_heads, heads // kv_heads, -1, n).transpose(0, 3, 1, 2, 4)
+    return grouped.reshape(blocks, -1, heads, n)

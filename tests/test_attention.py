@@ -16,6 +16,8 @@ from op_checks import (
     seeds,
 )
 
+from minitinker import reference
+
 pytestmark = every_backend
 
 OP = "attention"
@@ -137,6 +139,13 @@ def test_output_and_gradients_are_those_of_torch(ops, sequences, heads, head_dim
 )
 def test_long_sequences_are_those_of_torch(ops, queries, before):
     layout = draw_layout(queries, [(5, 2), (queries, before), (3, 0)])
+    check_layout_against_torch(ops, layout, (1, 2), 4, 0.5, seed=0)
+
+
+@pytest.mark.parametrize("scores", [1, 3000, 1 << 20])
+def test_unequal_sequences_done_together_are_those_of_torch(ops, scores, monkeypatch):
+    monkeypatch.setattr(reference.attention, "SCORES", scores)  # a memory bound: how many at once
+    layout = draw_layout(scores, [(n, n % 5) for n in (5, 9, 31, 17, 8, 26, 1, 33, 40)])
     check_layout_against_torch(ops, layout, (1, 2), 4, 0.5, seed=0)
 
 
