@@ -24,7 +24,7 @@ from minitinker.errors import (
     UnprocessableEntityError,
 )
 from minitinker.futures import APIFuture
-from minitinker.hosted import HostedServiceError
+from minitinker.hosted import HostedServiceError, RetryConfig
 from minitinker.loss_handles import LossHandle, PerDatumLossFn
 from minitinker.merging import merge
 from minitinker.rest_client import RestClient
@@ -104,6 +104,7 @@ __all__ = [
     "RateLimitError",
     "RequestFailedError",
     "RestClient",
+    "RetryConfig",
     "SampleResponse",
     "SampledProvenanceSpan",
     "SampledSequence",

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from minitinker import types
 from minitinker.futures import APIFuture
+from minitinker.hosted import is_retryable_status_code
 from minitinker.left_out import WHY
 
 # The version of the library whose names these are: what `tinker.__version__` says.
@@ -94,6 +95,7 @@ def _contents() -> dict[str, dict[str, object]]:
         "tinker.lib.experimental": clients,
         "tinker.lib.public_interfaces": clients,
         **{f"tinker.lib.public_interfaces.{name}": clients for name in _INTERFACES.split()},
+        "tinker.lib.retry_handler": clients | {"is_retryable_status_code": is_retryable_status_code},
         "tinker.types": kinds,
         "tinker.types.optim_step_request": kinds,  # of AdamParams, in older scripts
         "tinker.types.optimizer": kinds,

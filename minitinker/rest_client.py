@@ -14,7 +14,7 @@ from minitinker.engine.runs import user_name
 from minitinker.engine.session import Session
 from minitinker.errors import BadRequestError, NotFoundError
 from minitinker.futures import APIFuture
-from minitinker.hosted import NO_ACCOUNTS, hosted, refuse_hosted
+from minitinker.hosted import NO_ACCOUNTS, check_connection, hosted, refuse_hosted
 from minitinker.listing import (
     checkpoints,
     page,
@@ -58,14 +58,14 @@ class RestClient:
     Paths are tinker:// paths: BadRequestError for what is none, NotFoundError for a checkpoint that is not there
     or has expired. Each method has an `_async` twin that returns the result.
 
-    base_url, api_key: None only, for there is no server. _holder: the session that a ServiceClient hands over.
+    base_url, api_key: for the hosted service; they have no effect. _holder: the session that a ServiceClient hands
+    over.
     """
 
     def __init__(
         self, _holder: Session | None = None, *, base_url: str | None = None, api_key: str | None = None
     ) -> None:
-        refuse_hosted("base_url", base_url, "there is no server; leave it out")
-        refuse_hosted("api_key", None if api_key is None else "...", "there are no accounts; leave it out")
+        check_connection(base_url=base_url, api_key=api_key)
         if _holder is not None and not isinstance(_holder, Session):
             raise BadRequestError(
                 f"_holder is {shortened(_holder)}; a ServiceClient hands it over, leave it out"
@@ -259,10 +259,10 @@ class RestClient:
         """The base model that is always there. Any local folder or hub name of a supported architecture works too."""
         return _done(server_capabilities)
 
-    def get_telemetry(self) -> None:
-        """None: nothing is reported to anyone."""
-
     # What there is only with a hosted account
+
+    def get_telemetry(self) -> None:
+        raise hosted("RestClient.get_telemetry()", "nothing is sent anywhere")
 
     def get_audit_log(
         self,

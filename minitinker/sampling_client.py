@@ -11,7 +11,7 @@ from minitinker.engine.stopping import StopRule, stop_rule
 from minitinker.engine.trainer import Snapshot
 from minitinker.errors import BadRequestError
 from minitinker.futures import APIFuture, ClientFuture, settle
-from minitinker.hosted import hosted, refuse_hosted
+from minitinker.hosted import check_connection, hosted, refuse_hosted
 from minitinker.model.tokenizer import Tokenizer
 from minitinker.model.weights import lasting_name
 from minitinker.samplers import SharedSampler, Source, find_sampler
@@ -210,11 +210,12 @@ class SamplingClient(ClientFuture):
 
     @staticmethod
     def from_sampler_handle(handle: str, *, api_key: str | None = None) -> "SamplingClient":
-        """A new client of the sampler behind a handle. api_key is for the hosted service.
+        """A new client of the sampler behind a handle. api_key is for the hosted service and has no effect.
 
         Raises: HostedServiceError where the handle is another process's; NotFoundError where every client of the
             sampler is gone; BadRequestError for what is no handle.
         """
+        check_connection(api_key=api_key)
         return SamplingClient(find_sampler(handle))
 
     def __reduce__(self) -> tuple[Any, ...]:

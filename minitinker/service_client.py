@@ -16,7 +16,7 @@ from minitinker.engine.session import Session
 from minitinker.engine.trainer import Trainer
 from minitinker.errors import BadRequestError, TinkerError
 from minitinker.futures import APIFuture
-from minitinker.hosted import NO_ACCOUNTS, hosted, refuse_hosted
+from minitinker.hosted import NO_ACCOUNTS, RetryConfig, check_connection, hosted, refuse_hosted
 from minitinker.listing import server_capabilities
 from minitinker.loss_handles import LossHandle, PerDatumLossFn, trace_loss
 from minitinker.model.adapter import AdapterSpec, adapter_spec, check_seed
@@ -81,6 +81,8 @@ class ServiceClient:
         unknown = sorted(set(kwargs) - _OF_CONNECTIONS)
         if unknown:
             raise TypeError(f"ServiceClient takes no argument {unknown[0]!r}")
+        check_connection(project_id=project_id, display_name=display_name, base_url=base_url, api_key=api_key)
+        argument(dict[str, str] | None, default_headers_overrides, "default_headers_overrides")
         self._recompute = argument(bool | None, recompute, "recompute")
         ops = load_backend(backend, device, dtype)
         self._session = Session(ops, storage_folder(), checked_notes(user_metadata))
@@ -175,7 +177,7 @@ class ServiceClient:
         self,
         model_path: str | None = None,
         base_model: str | None = None,
-        retry_config: object = None,
+        retry_config: RetryConfig | None = None,
         record_stability_info: bool = False,
     ) -> SamplingClient:
         """A SamplingClient on saved weights or on a base model.
@@ -183,9 +185,10 @@ class ServiceClient:
         Args:
             model_path: a tinker:// path.
             base_model: as in `create_lora_training_client`; beside a model_path, the one these were trained on.
-            retry_config: for the hosted service, where calls are tried again; has no effect.
+            retry_config: a RetryConfig, for the hosted service, where calls are tried again; has no effect.
             record_stability_info: False only.
         """
+        argument(RetryConfig | None, retry_config, "retry_config")
         refuse_stability_info(record_stability_info)
         if model_path is not None:
             return SamplingClient.from_path(self._session, model_path, base_model)
@@ -224,6 +227,7 @@ class ServiceClient:
         by itself. detail is for the hosted service's records.
         """
         argument(Literal["success", "errored", "interrupted"], status, "status")
+        argument(str | None, detail, "detail")
         self._session.worker.close(finish=status == "success")
         closed: Future[None] = Future()
         closed.set_result(None)

@@ -10,7 +10,7 @@ from minitinker.engine.request import Served
 from minitinker.engine.session import Session
 from minitinker.errors import BadRequestError, TinkerError
 from minitinker.futures import APIFuture, ClientFuture
-from minitinker.hosted import NO_ACCOUNTS, hosted, refuse_hosted
+from minitinker.hosted import NO_ACCOUNTS, RetryConfig, hosted, refuse_hosted
 from minitinker.loss_handles import LossHandle
 from minitinker.model.tokenizer import Tokenizer
 from minitinker.sampling_client import SamplingClient, refuse_stability_info
@@ -249,16 +249,17 @@ class TrainingClient(ClientFuture):
         return self.result()._run.run_id
 
     def create_sampling_client(
-        self, model_path: str, retry_config: object = None, record_stability_info: bool = False
+        self, model_path: str, retry_config: RetryConfig | None = None, record_stability_info: bool = False
     ) -> SamplingClient:
         """A SamplingClient with the weights saved at a tinker:// path; see `ServiceClient.create_sampling_client`."""
+        argument(RetryConfig | None, retry_config, "retry_config")
         refuse_stability_info(record_stability_info)
         return SamplingClient.from_path(self._session, model_path)
 
     def save_weights_and_get_sampling_client(
         self,
         name: str | None = None,
-        retry_config: object = None,
+        retry_config: RetryConfig | None = None,
         record_stability_info: bool = False,
         kind: SamplingClientKind = "snapshot",
     ) -> SamplingClient:
@@ -266,13 +267,15 @@ class TrainingClient(ClientFuture):
 
         Args:
             name: has no effect; such weights have no name.
-            retry_config: for the hosted service, where calls are tried again; has no effect.
+            retry_config: a RetryConfig, for the hosted service, where calls are tried again; has no effect.
             record_stability_info: False only.
             kind: "snapshot": the client keeps these weights. "inflight": this client, and all that were made so
                 before, sample from these weights until the next such call; see SamplingClient.
         """
+        argument(RetryConfig | None, retry_config, "retry_config")
         refuse_stability_info(record_stability_info)
         argument(SamplingClientKind, kind, "kind")
+        argument(str | None, name, "name")
 
         def serve() -> tuple[Run, Served]:
             run = self._begun()

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from bad_values import Case, Slot, flag, near, notes, nothing, nowhere, odd, one_of, only, these, whole
+from bad_values import Case, Slot, flag, near, notes, nothing, nowhere, odd, one_of, only, these, whole, words
 from bad_world import DATA
 from hypothesis import strategies as st
 from small_clients import PROMPT, model, prompt
 from tiny_models import VOCAB
 
+from minitinker import RetryConfig
 from minitinker.errors import TinkerError
 from minitinker.types import (
     AdamOptimizerConfig,
@@ -223,6 +224,7 @@ PAGE = {
     "limit": cases("limit", whole(0, np.inf), near(0)),
     "offset": cases("offset", whole(0, np.inf), near(0)),
 }
+RETRY = cases("retry_config", lambda x: x is None or isinstance(x, RetryConfig), [RetryConfig])
 RECORD = cases(
     "record_stability_info",
     lambda x: not x if isinstance(x, bool) else None if isinstance(x, np.bool_) else False,
@@ -259,8 +261,11 @@ CALLS: dict[str, dict[str, tuple[Any, dict[str, Slot]]]] = {
             },
         ),
         "from_sampler_handle": (
-            lambda w: {},
-            {"handle": cases("handle", nowhere, these("minitinker-sampler:1:a"), "sampl", "process")},
+            lambda w: {"handle": w.sampling.get_sampler_handle()},
+            {
+                "handle": cases("handle", nowhere, these("minitinker-sampler:1:a"), "sampl", "process"),
+                "api_key": cases("api_key", words),
+            },
         ),
     },
     "training": {
@@ -313,11 +318,16 @@ CALLS: dict[str, dict[str, tuple[Any, dict[str, Slot]]]] = {
         ),
         "create_sampling_client": (
             lambda w: {"model_path": w.path},
-            {"model_path": path_cases("model_path"), "record_stability_info": RECORD},
+            {"model_path": path_cases("model_path"), "retry_config": RETRY, "record_stability_info": RECORD},
         ),
         "save_weights_and_get_sampling_client": (
             lambda w: {},
-            {"record_stability_info": RECORD, "kind": cases("kind", only("snapshot", "inflight"))},
+            {
+                "name": cases("name", words),
+                "retry_config": RETRY,
+                "record_stability_info": RECORD,
+                "kind": cases("kind", only("snapshot", "inflight")),
+            },
         ),
     },
     "service": {
@@ -360,6 +370,7 @@ CALLS: dict[str, dict[str, tuple[Any, dict[str, Slot]]]] = {
             {
                 "model_path": path_cases("model_path"),
                 "base_model": model_cases("base_model", none=True),
+                "retry_config": RETRY,
                 "record_stability_info": RECORD,
             },
         ),
@@ -377,7 +388,10 @@ CALLS: dict[str, dict[str, tuple[Any, dict[str, Slot]]]] = {
         ),
         "close": (
             lambda w: {},
-            {"status": cases("status", nowhere, these("Success", "", ["success"], b"errored"))},
+            {
+                "status": cases("status", nowhere, these("Success", "", ["success"], b"errored")),
+                "detail": cases("detail", words),
+            },
         ),
     },
     "rest": {
@@ -433,9 +447,4 @@ ARGUMENTS = [
     for method, (_, slots) in methods.items()
     for argument, slot in slots.items()
 ]
-# What is said to have no effect may be anything, beside api_key and retry_config.
-NO_EFFECT = {
-    "optim_step": {"adam_params"},  # another name of optim_params
-    "save_weights_and_get_sampling_client": {"name"},
-    "close": {"detail"},
-}
+OTHER_NAMES = {"adam_params"}  # of optim_params

@@ -267,6 +267,10 @@ def nothing(x: Any) -> bool:
     return x is None
 
 
+def words(x: Any) -> bool:
+    return x is None or isinstance(x, str)
+
+
 def notes(x: Any) -> bool | None:
     if x is None:
         return True

@@ -12,8 +12,8 @@ from numbers import Real
 from typing import Any
 
 import pytest
-from bad_calls import ARGUMENTS, CALLS, CONTEXT, METHODS, NO_EFFECT, cases
-from bad_values import LIMIT, Case, check_told, count, flag, fuzz, notes, nothing, nowhere, odd, whole
+from bad_calls import ARGUMENTS, CALLS, CONTEXT, METHODS, OTHER_NAMES, cases
+from bad_values import LIMIT, Case, check_told, count, flag, fuzz, notes, nothing, nowhere, odd, whole, words
 from bad_world import World
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,8 +126,15 @@ NAMES = {
 }
 
 
+def test_the_value_of_a_key_of_the_wrong_type_is_not_told(world):
+    makers = [ServiceClient, RestClient, lambda **key: SamplingClient.from_sampler_handle("", **key)]
+    for make in makers:
+        with pytest.raises(BadRequestError, match=r"^api_key is of type bytes; it must be a str or None$"):
+            make(api_key=b"secret")
+
+
 def test_every_argument_of_every_method_is_tried():
-    """All but those that are said to have no effect, and the methods that ask for a hosted account."""
+    """All but second names of one, and the methods that ask for a hosted account."""
     clients = {
         "service": ServiceClient,
         "training": TrainingClient,
@@ -136,8 +143,8 @@ def test_every_argument_of_every_method_is_tried():
     }
     for client, cls in clients.items():
         for method, (_, slots) in CALLS[client].items():
-            names = set(inspect.signature(getattr(cls, method)).parameters) - NO_EFFECT.get(method, set())
-            assert names - {"self", "api_key", "retry_config"} == set(slots), (client, method)
+            names = set(inspect.signature(getattr(cls, method)).parameters) - OTHER_NAMES
+            assert names - {"self"} == set(slots), (client, method)
         methods = [name for name, x in vars(cls).items() if callable(x) and not name.startswith("_")]
         own = {name for name in methods if len(inspect.signature(getattr(cls, name)).parameters) > 1}
         assert {name for name in own if not name.endswith("_async")} - HOSTED == set(CALLS[client])
@@ -170,12 +177,14 @@ SERVICE = {
     ),
     "dtype": cases("dtype", nothing),
     "recompute": cases("recompute", lambda x: True if x is None else flag(x)),
+    **{name: cases(name, words) for name in ("project_id", "display_name", "base_url", "api_key")},
+    "default_headers_overrides": cases("default_headers_overrides", notes),
     "no_such": cases("no_such", nowhere),
 }
 REST = {
     "_holder": cases("_holder", nothing),
-    "base_url": cases("base_url", nothing),
-    "api_key": cases("api_key", nothing),
+    "base_url": cases("base_url", words),
+    "api_key": cases("api_key", words),
 }
 
 

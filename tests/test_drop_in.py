@@ -95,6 +95,15 @@ print(APIFuture is tinker.APIFuture is minitinker.APIFuture, RestClient is tinke
     assert python(INSTALL + print_all).split() == ["True"] * 6
 
 
+def test_the_config_of_retries_is_found_where_scripts_import_it_from():
+    print_all = """
+from tinker.lib.retry_handler import RetryConfig, is_retryable_status_code
+from tinker.lib.public_interfaces.service_client import RetryConfig as second
+print(RetryConfig is second is minitinker.RetryConfig, is_retryable_status_code(429))
+"""
+    assert python(INSTALL + print_all).split() == ["True", "True"]
+
+
 def test_a_star_brings_what_the_package_exports():
     star = "from tinker import *\nfrom tinker.types import *\n"
     star += "print(ServiceClient.__module__, SupportedModel.__module__)"
@@ -131,9 +140,9 @@ def test_the_version_is_that_of_the_library_whose_names_these_are():
             "leaves out tinker.types.audit_log_entry (accounts",
         ),
         (
-            "from tinker.lib.retry_handler import RetryConfig",
+            "from tinker.lib.retry_handler import RetryHandler",
             "ImportError",
-            "has no tinker.lib.retry_handler",
+            "has no tinker.lib.retry_handler.RetryHandler",
         ),
         ("from tinker import nothing", "ImportError", "has no tinker.nothing"),
     ],

@@ -18,11 +18,12 @@ import pytest
 import tinker
 import tinker.types as theirs
 from small_clients import model
+from tinker.lib import retry_handler
 from tinker.types.topk_logprobs import TopkLogprobs as TheirTopkLogprobs
 
 import minitinker
 from minitinker import types
-from minitinker.hosted import HostedServiceError
+from minitinker.hosted import HostedServiceError, RetryConfig, is_retryable_status_code
 from minitinker.left_out import LEFT_OUT, WHY
 from minitinker.types import Datum, ModelInput, TensorData
 
@@ -37,6 +38,7 @@ RAISES = {
         "assign_session_project": ("session", "project"),
         "export_session_trace": ("session",),
         "search_sessions": (None,),
+        "get_telemetry": (),
     },
     "SaveWeightsResponse": {"get_console_url": ()},
     "SaveWeightsForSamplerResponse": {"get_console_url": (), "get_playground_url": ()},
@@ -247,6 +249,21 @@ def test_what_only_a_hosted_service_needs_changes_nothing(monkeypatch, tmp_path)
         assert client.get_info().optimizer_config == types.AdamOptimizerConfig()
     with pytest.raises(minitinker.TinkerError, match="closed"), service:
         pass
+
+
+def test_the_config_of_retries_is_that_of_the_library_and_is_taken_by_every_client(service, client):
+    ours, their = fields_of(RetryConfig), fields_of(retry_handler.RetryConfig)
+    raised = "retryable_exceptions"  # has the real library's own exceptions
+    assert list(ours) == list(their)
+    assert ours | {raised: None} == their | {raised: None}
+    config = RetryConfig(max_connections=2)
+    assert hash(config) == hash(RetryConfig(2))
+    service.create_sampling_client(base_model=model(), retry_config=config).result()
+    client.save_weights_and_get_sampling_client(retry_config=config).result()
+    with pytest.raises(ValueError, match="max_connections is 0"):
+        RetryConfig(max_connections=0)
+    for status in range(200, 600):
+        assert is_retryable_status_code(status) == retry_handler.is_retryable_status_code(status)
 
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])

@@ -49,8 +49,8 @@ class ParsedCheckpointTinkerPath(Conforming):
         well_formed = scheme == "tinker" and len(parts) == 3 and not {"", ".", ".."}.intersection(parts)
         if not well_formed or parts[1] not in _CHECKPOINT_TYPES:
             raise BadRequestError(
-                f"the path is {tinker_path!r:.300}; it must be tinker://<run-id>/weights/<name> "
-                "or tinker://<run-id>/sampler_weights/<name>"
+                f"the path is {tinker_path!r:.300}; it must be tinker://<run-id>/weights/<name>, "
+                "or the same with sampler_weights or external_weights"
             )
         return cls(
             tinker_path=tinker_path,
