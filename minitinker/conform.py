@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from datetime import datetime
 from numbers import Integral, Real
 from reprlib import repr as shortened
 from types import NoneType, UnionType
@@ -19,7 +21,8 @@ class Conforming:
 
     Annotations may be classes, Literal, list, tuple, dict, and unions of these. Lists and dicts are copied.
     What is the same in another type is taken and converted: 1 for a float, 3.0 or np.int32(3) for an int,
-    a tuple or an array for a list. Booleans are not numbers here, and strings are neither numbers nor lists.
+    a tuple or an array for a list, a dict of its fields for a Conforming, text in ISO 8601 for a datetime. Booleans
+    are not numbers here, and strings are neither numbers nor lists.
 
     Raises: TypeError that names the class, the field, the value and what it must be.
     """
@@ -94,8 +97,17 @@ def _convert(member: Any, value: Any, name: str, kind: Any) -> Any:
                 raise _mismatch(kind, value, name) from None
     elif member is bool and isinstance(value, np.bool_):
         return bool(value)
-    elif isinstance(member, type) and origin is None and isinstance(value, member):
-        return value
+    elif isinstance(member, type) and origin is None:
+        if isinstance(value, member):
+            return value
+        if issubclass(member, Conforming) and isinstance(value, Mapping):
+            try:
+                return member(**value)
+            except TypeError as error:
+                raise TypeError(f"{name}: {error}") from None
+        if member is datetime and isinstance(value, str):
+            with suppress(ValueError):
+                return datetime.fromisoformat(value)
     raise _mismatch(kind, value, name)
 
 

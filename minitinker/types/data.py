@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from reprlib import repr as shortened
 from typing import Literal, TypeAlias
 
-from minitinker.conform import Conforming
 from minitinker.errors import BadRequestError
 from minitinker.tensors import TensorData, TensorDtype, TensorLike
+from minitinker.types.dumping import Dumpable
 from minitinker.types.provenance import ProvenanceSpans, checked_spans
 
 LossFnInputs: TypeAlias = dict[str, TensorData]
@@ -26,7 +26,7 @@ _LIST_DTYPES: dict[str, TensorDtype] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedTextChunk(Conforming):
+class EncodedTextChunk(Dumpable):
     """Tokens of text."""
 
     tokens: list[int]
@@ -52,7 +52,7 @@ class _Pictured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageChunk(_Pictured, Conforming):
+class ImageChunk(_Pictured, Dumpable):
     """An image: the file's bytes, or these in base64. The models here read text alone and refuse it."""
 
     data: bytes
@@ -66,7 +66,7 @@ class ImageChunk(_Pictured, Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageAssetPointerChunk(_Pictured, Conforming):
+class ImageAssetPointerChunk(_Pictured, Dumpable):
     """Where an image lies. The models here read text alone and refuse it."""
 
     format: Literal["png", "jpeg"]
@@ -76,7 +76,7 @@ class ImageAssetPointerChunk(_Pictured, Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DmelChunk(Conforming):
+class DmelChunk(Dumpable):
     """Sound, as the hosted service's models hear it. The models here read text alone and refuse it."""
 
     dmel: bytes
@@ -96,7 +96,7 @@ ModelInputChunk: TypeAlias = EncodedTextChunk | ImageAssetPointerChunk | ImageCh
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInput(Conforming):
+class ModelInput(Dumpable):
     """What the model reads: chunks, one after the other."""
 
     chunks: list[ModelInputChunk]

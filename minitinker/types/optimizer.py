@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from minitinker.conform import Conforming
+from minitinker.types.dumping import Dumpable
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamOptimizerConfig(Conforming):
+class AdamOptimizerConfig(Dumpable):
     """Train with AdamW, the one optimizer there is here."""
 
     type: Literal["adamw"] = "adamw"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DimuonOptimizerConfig(Conforming):
+class DimuonOptimizerConfig(Dumpable):
     """Train with the hosted service's Dimuon, which is refused here."""
 
     type: Literal["dimuon"] = "dimuon"
@@ -25,7 +25,7 @@ OptimizerConfig: TypeAlias = AdamOptimizerConfig | DimuonOptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamParams(Conforming):
+class AdamParams(Dumpable):
     """One step of AdamW. Every field may change at every step; grad_clip_norm 0 means no clipping."""
 
     learning_rate: float = 1e-4
@@ -37,7 +37,7 @@ class AdamParams(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DimuonParams(Conforming):
+class DimuonParams(Dumpable):
     """One step of the hosted service's Dimuon, which is refused here."""
 
     type: Literal["dimuon"] = "dimuon"

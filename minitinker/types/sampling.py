@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from minitinker.conform import Conforming, conform
 from minitinker.tensors import TensorData
+from minitinker.types.dumping import Dumpable
 
 StopReason: TypeAlias = Literal["length", "stop"]
 SamplingClientKind: TypeAlias = Literal["snapshot", "inflight"]
@@ -18,7 +19,7 @@ NO_LOGPROB = -99999.0  # with token 0: an empty place in TopkLogprobs
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingParams(Conforming):
+class SamplingParams(Dumpable):
     """How to draw tokens.
 
     Fields:

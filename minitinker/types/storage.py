@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-from minitinker.conform import Conforming
 from minitinker.errors import BadRequestError
+from minitinker.types.dumping import Dumpable
 from minitinker.types.optimizer import AdamOptimizerConfig
 from minitinker.types.training import ModelID
 
@@ -19,7 +19,7 @@ _CHECKPOINT_TYPES: dict[str, CheckpointType] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint(Conforming):
+class Checkpoint(Dumpable):
     """A checkpoint in storage. `expires_at` None means never."""
 
     checkpoint_id: str
@@ -33,7 +33,7 @@ class Checkpoint(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParsedCheckpointTinkerPath(Conforming):
+class ParsedCheckpointTinkerPath(Dumpable):
     """The parts of tinker://<training_run_id>/<checkpoint_id>; the id is "weights/<name>" and the like."""
 
     tinker_path: str
@@ -61,7 +61,7 @@ class ParsedCheckpointTinkerPath(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cursor(Conforming):
+class Cursor(Dumpable):
     """Which part of a list this is: at most `limit` items from `offset` on, of `total_count`."""
 
     offset: int
@@ -70,7 +70,7 @@ class Cursor(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointsListResponse(Conforming):
+class CheckpointsListResponse(Dumpable):
     """Checkpoints, the newest first. `cursor` None: these are all."""
 
     checkpoints: list[Checkpoint]
@@ -78,7 +78,7 @@ class CheckpointsListResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRun(Conforming):
+class TrainingRun(Dumpable):
     """A training run, as storage knows it.
 
     model_owner is the operating system's user who began it, last_request_time the time of its last checkpoint
@@ -98,7 +98,7 @@ class TrainingRun(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRunsResponse(Conforming):
+class TrainingRunsResponse(Dumpable):
     """Training runs, the one last used first."""
 
     training_runs: list[TrainingRun]
@@ -106,7 +106,7 @@ class TrainingRunsResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsInfoResponse(Conforming):
+class WeightsInfoResponse(Dumpable):
     """What a checkpoint's weights belong to. train_attn says that a linear of the attention is adapted, and so on."""
 
     base_model: str
@@ -119,7 +119,7 @@ class WeightsInfoResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExternalWeightsUrlsResponse(Conforming):
+class ExternalWeightsUrlsResponse(Dumpable):
     """A URL for each file, by its path within the checkpoint. Here they are file:// URLs, of use on this machine."""
 
     urls: dict[str, str]
@@ -127,7 +127,7 @@ class ExternalWeightsUrlsResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaveWeightsExternalResponse(Conforming):
+class SaveWeightsExternalResponse(Dumpable):
     """Where save_weights_external put the merged model: a tinker:// path."""
 
     path: str
@@ -135,7 +135,7 @@ class SaveWeightsExternalResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GetSessionResponse(Conforming):
+class GetSessionResponse(Dumpable):
     """What one ServiceClient made. Samplers are known only to the process that has them."""
 
     training_run_ids: list[ModelID]
@@ -145,14 +145,14 @@ class GetSessionResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListSessionsResponse(Conforming):
+class ListSessionsResponse(Dumpable):
     """Ids of sessions, the newest first."""
 
     sessions: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GetSamplerResponse(Conforming):
+class GetSamplerResponse(Dumpable):
     """What a SamplingClient draws from; model_path None where the weights were never saved."""
 
     sampler_id: str
@@ -161,7 +161,7 @@ class GetSamplerResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhoamiResponse(Conforming):
+class WhoamiResponse(Dumpable):
     """Who asks: here, the operating system's user on this machine."""
 
     user_urn: str
@@ -170,7 +170,7 @@ class WhoamiResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurrentCheckpointStorageUsageItem(Conforming):
+class CurrentCheckpointStorageUsageItem(Dumpable):
     """What checkpoints take on the disk. A gigabyte is 10^9 bytes."""
 
     project_id: str | None = None
@@ -184,7 +184,7 @@ class CurrentCheckpointStorageUsageItem(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurrentCheckpointStorageUsageResponse(Conforming):
+class CurrentCheckpointStorageUsageResponse(Dumpable):
     """The whole storage folder, as one item. There is no price."""
 
     effective_rate_usd_per_gigabyte_month: float | None = None

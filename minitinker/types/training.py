@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 from minitinker.conform import Conforming
 from minitinker.hosted import hosted
 from minitinker.tensors import TensorData
+from minitinker.types.dumping import Dumpable
 from minitinker.types.optimizer import AdamOptimizerConfig, OptimizerConfig
 
 LossFnOutput: TypeAlias = dict[str, TensorData]
@@ -17,7 +18,7 @@ ModelID: TypeAlias = str
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomLossInput(Conforming):
+class CustomLossInput(Dumpable):
     """One input of a loss made by create_custom_loss: its name, and 0 for a number, 1 for (N,), 2 for (N, K)."""
 
     name: str
@@ -25,7 +26,7 @@ class CustomLossInput(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig(Conforming):
+class LoraConfig(Dumpable):
     """Which linears get an adapter, and of which rank. A seed makes A the same each time."""
 
     rank: int
@@ -50,14 +51,14 @@ class ForwardBackwardOutput(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimStepResponse(Conforming):
+class OptimStepResponse(Dumpable):
     """What an optimizer step gives."""
 
     metrics: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaveWeightsResponse(Conforming):
+class SaveWeightsResponse(Dumpable):
     """Where save_state put the weights and the optimizer: a tinker:// path."""
 
     path: str
@@ -69,7 +70,7 @@ class SaveWeightsResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaveWeightsForSamplerResponse(Conforming):
+class SaveWeightsForSamplerResponse(Dumpable):
     """Where save_weights_for_sampler put the weights: a tinker:// path."""
 
     path: str
@@ -85,7 +86,7 @@ class SaveWeightsForSamplerResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadWeightsResponse(Conforming):
+class LoadWeightsResponse(Dumpable):
     """What was loaded, and into which model."""
 
     path: str | None = None
@@ -94,7 +95,7 @@ class LoadWeightsResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelData(Conforming):
+class ModelData(Dumpable):
     """The base of a model, and what was added to it."""
 
     arch: str | None = None
@@ -105,7 +106,7 @@ class ModelData(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GetInfoResponse(Conforming):
+class GetInfoResponse(Dumpable):
     """What a training client trains."""
 
     model_data: ModelData
@@ -118,7 +119,7 @@ class GetInfoResponse(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupportedModel(Conforming):
+class SupportedModel(Dumpable):
     """A base model that can be asked for. The context length is in tokens."""
 
     model_name: str | None = None
@@ -128,7 +129,7 @@ class SupportedModel(Conforming):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GetServerCapabilitiesResponse(Conforming):
+class GetServerCapabilitiesResponse(Dumpable):
     """The base models that can be asked for."""
 
     supported_models: list[SupportedModel]
