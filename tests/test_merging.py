@@ -6,7 +6,7 @@ from small_clients import model, saved, train
 from transformers import AutoModelForCausalLM
 
 import minitinker
-from minitinker.errors import NotFoundError
+from minitinker.errors import BadRequestError, NotFoundError
 
 
 def test_a_merged_checkpoint_says_what_the_adapter_said(tmp_path, monkeypatch):
@@ -30,3 +30,10 @@ def test_a_path_that_does_not_exist_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MINITINKER_HOME", str(tmp_path))
     with pytest.raises(NotFoundError, match="tinker://run/weights/nothing"):
         minitinker.merge("tinker://run/weights/nothing", tmp_path / "out")
+
+
+@pytest.mark.parametrize("folder", ["", None, 3, b"a"])
+def test_what_is_no_folder_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINITINKER_HOME", str(tmp_path))
+    with pytest.raises(BadRequestError, match=r"folder is .*; it must be the path of a folder"):
+        minitinker.merge("tinker://run/weights/nothing", folder)

@@ -102,6 +102,8 @@ def read_state(folder: Path) -> SavedState:
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
+    if ADAPTER_CONFIG in metadata.sums:  # nothing is read from it here, but others would believe it
+        check_sum(_there(folder / ADAPTER_CONFIG), metadata)
     (flat,) = _read_buffers(folder / ADAPTER, metadata, _WEIGHT)
     m = v = None
     if metadata.optimizer:
@@ -158,12 +160,16 @@ def _write_buffers(path: Path, spec: AdapterSpec, buffers: Mapping[str, Float32A
     return write_tensors(path, shapes, tensors.values(), "float32")
 
 
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist; by {METADATA} it must")
+    return path
+
+
 def _read_buffers(path: Path, metadata: Metadata, *forms: str) -> list[Float32Array]:
     """A flat buffer of (spec.size,) for each form of names; the file must hold these tensors and no others."""
     spec = metadata.spec
-    if not path.is_file():
-        raise NotFoundError(f"{path} does not exist; by {METADATA} it must")
-    stored = read_header(path)
+    stored = read_header(_there(path))
     expected = {
         form.format(module, side): (spec.rank, d_in) if side == "A" else (d_out, spec.rank)
         for form in forms
