@@ -1,9 +1,12 @@
 """engine/sharing.py: one at a time under the lock, and a work folder that goes with its process."""
 
 import errno
+import importlib.util
+import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,6 +128,62 @@ def test_where_there_are_no_locks_work_goes_on_and_nothing_is_swept(tmp_path, mo
         assert not alone
     sweep_work_folders(tmp_path)
     assert [path.name for path in work_folders(tmp_path)] == [f"{PART}left"]
+
+
+@pytest.fixture
+def on_windows(monkeypatch):
+    """sharing.py as it is where there is no fcntl, on a msvcrt that locks as Microsoft documents it.
+
+    Locks are of a byte range from the file's position on and of one open file; EACCES says that another has it.
+    """
+
+    fcntl = pytest.importorskip("fcntl")
+
+    def locking(descriptor, mode, length):
+        assert (os.lseek(descriptor, 0, os.SEEK_CUR), length) == (0, 1)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_UN if mode == "unlock" else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+    msvcrt = SimpleNamespace(LK_NBLCK="lock", LK_UNLCK="unlock", locking=locking)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
+    spec = importlib.util.spec_from_file_location("sharing_on_windows", sharing.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.msvcrt is msvcrt
+    return module
+
+
+def test_on_windows_one_at_a_time_holds_the_lock(on_windows, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_windows, "_PATIENCE", 0.05)
+    for _ in range(2):
+        with on_windows.locked(tmp_path) as alone:
+            assert alone
+            with pytest.raises(APIError, match="another process has held"), on_windows.locked(tmp_path):
+                pass
+
+
+def test_on_windows_a_work_folder_is_swept_when_it_was_left_and_not_before(on_windows, tmp_path):
+    left = tmp_path / f"{PART}left"
+    left.mkdir()
+    (left / "lock").touch()
+    with on_windows.work_folder(tmp_path) as folder:
+        on_windows.sweep_work_folders(tmp_path)
+        assert work_folders(tmp_path) == [folder]
+    assert work_folders(tmp_path) == []
+
+
+def test_on_windows_a_file_system_without_locks_is_told_from_a_lock_that_is_held(
+    on_windows, tmp_path, monkeypatch
+):
+    def no_locks(*arguments):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(on_windows.msvcrt, "locking", no_locks)
+    with on_windows.locked(tmp_path) as alone:
+        assert not alone
 
 
 def test_nothing_is_made_to_sweep_what_is_not_there(tmp_path):

@@ -47,7 +47,7 @@ except ImportError:  # Windows
         """Take the lock of an open file, or say at once that another has it."""
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
+        except PermissionError:
             return False
         return True
 
