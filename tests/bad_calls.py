@@ -74,6 +74,14 @@ def cases(argument: str, takes: Take, own: list[Callable[[], Any]] | None = None
     return Slot((odd | one_of(own) if own else odd).map(case), list(map(case, own)))
 
 
+def refused(slot: Slot) -> Slot:
+    """The cases alone that no call takes."""
+    return Slot(
+        slot.drawn.filter(lambda case: case.taken is False),
+        [case for case in slot.listed if case.taken is False],
+    )
+
+
 def fields(cls: type, rules: dict[str, tuple[Take, list[Callable[[], Any]]]], **others: Any) -> Slot:
     """A dataclass with one odd field; rules: of each, what is taken, and what is near that. others: right fields."""
 
@@ -390,7 +398,7 @@ CALLS: dict[str, dict[str, tuple[Any, dict[str, Slot]]]] = {
             lambda w: {},
             {
                 "status": cases("status", nowhere, these("Success", "", ["success"], b"errored")),
-                "detail": cases("detail", words),
+                "detail": refused(cases("detail", words)),  # else the service is closed
             },
         ),
     },
