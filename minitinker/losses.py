@@ -24,7 +24,9 @@ al. 2017 (arXiv:1707.06347, eq. 7), cispo MiniMax-M1 (arXiv:2506.13585, eq. 4), 
 (arXiv:2405.19107), gspo Zheng et al. 2025 (arXiv:2507.18071, eq. 7 for s, 14 and 17 for GSPO-token). All are
 sums, never means: whoever wants a mean divides the weights or advantages.
 
-The thresholds lo and hi come from the config, or from inputs of the same names, token by token.
+The thresholds lo and hi come from the config, or from inputs of the same names, token by token. Those of gspo are by
+default ppo's, 0.8 and 1.2; s is a mean over a sequence and stays far nearer to 1 than r does, so that these
+hardly ever clip: the paper trains with 1 - 3e-4 and 1 + 4e-4 (section 5.1).
 """
 
 import math

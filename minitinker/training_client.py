@@ -67,7 +67,8 @@ class TrainingClient(ClientFuture):
                 input has shape (N,), those of cross_entropy also (N, K).
             loss_fn: "cross_entropy", "importance_sampling", "ppo", "cispo", "dro" or "gspo"; see minitinker.losses
                 for the formulas. Losses are sums over tokens and datums.
-            loss_fn_config: clip_low_threshold and clip_high_threshold for ppo, cispo and gspo, beta for dro.
+            loss_fn_config: clip_low_threshold and clip_high_threshold for ppo, cispo and gspo, beta for dro. Give
+                gspo thresholds nearer to 1 than its defaults, ppo's.
 
         The result's `loss_fn_outputs[i]["logprobs"]` has the shape of the datum's target_tokens, and
         `metrics["loss:sum"]`, also `.loss`, is the loss. Bad data raises BadRequestError naming the datum and
