@@ -35,14 +35,16 @@ ALIKE = 32  # blocks that differ by fewer queries or keys than this are done tog
 class Blocks:
     """Blocks of queries of any sequences, padded to one shape.
 
-    queries: (blocks, rows), rows of q, padded with -1. keys: (blocks, keys), the rows of k and v that the last
-    of these sees, padded with the last. sizes: queries and keys without padding. mask: (blocks or 1, last keys,
-    1, rows), -inf where a query does not see a key and 0 where it does; all queries see the keys before.
+    queries: (blocks, rows), rows of q. keys: (blocks, keys), the rows of k and v that the last of these sees. Both
+    are padded with their last, so that nothing of another sequence, NaN say, is ever read. sizes: queries and
+    keys without padding. padding: (blocks or 1, rows), where queries are padded. mask: (blocks or 1, last keys, 1,
+    rows), -inf where a query does not see a key and 0 where it does; all queries see the keys before.
     """
 
     queries: Index
     keys: Index
     sizes: list[tuple[int, int]]
+    padding: NDArray[np.bool_]
     mask: Array
 
 
@@ -77,9 +79,9 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
 
     plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros.
     """
-    tokens, heads, head_dim = q.shape
-    o = np.zeros((tokens + 1, heads, head_dim), q.dtype)  # one row more, -1, for what padding computes
-    lse = np.zeros((tokens + 1, heads, 1), q.dtype)  # L
+    heads = q.shape[1]
+    o = np.zeros_like(q)
+    lse = np.zeros((*q.shape[:2], 1), q.dtype)  # L
     rows, k_starts, k_lengths = plan.singles
     if len(rows) > 0:
         o[rows], lse[rows] = _attend_singly(q[rows], k, v, k_starts, k_lengths, scale)
@@ -91,24 +93,23 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
         total = p.sum(axis=-2, keepdims=True)
         out = p.swapaxes(-1, -2) @ v[block.keys].swapaxes(1, 2)
         out /= total.swapaxes(-1, -2)
-        o[block.queries] = _ungrouped(out, heads)
+        o[block.queries] = _ungrouped(out, heads)  # padding writes the last query's once more
         top += np.log(total)
         lse[block.queries] = _ungrouped(top.swapaxes(-1, -2), heads)
-    lse[-1] = np.inf  # so that P of padding is 0 in the backward
-    return o[:-1], (q, k, v, o[:-1], lse, plan, scale)
+    return o, (q, k, v, o, lse, plan, scale)
 
 
 def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k."""
     q, k, v, o, lse, plan, scale = saved
-    (tokens, heads, head_dim), kv_heads = q.shape, k.shape[1]
-    dq = np.zeros((tokens + 1, heads, head_dim), q.dtype)
-    dk, dv = np.zeros_like(k), np.zeros_like(v)
+    heads, kv_heads = q.shape[1], k.shape[1]
+    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     do_o = np.einsum("thd,thd->th", do, o)[..., None]
     rows, k_starts, k_lengths = plan.singles
     for block in _fitting([*plan.blocks, *_blocks(rows, np.ones_like(rows), k_starts, k_lengths)], heads):
         p = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
-        p -= _grouped(lse[block.queries], kv_heads).swapaxes(-1, -2)
+        padding = block.padding[..., None, None]
+        p -= _grouped(np.where(padding, q.dtype.type(np.inf), lse[block.queries]), kv_heads).swapaxes(-1, -2)
         np.exp(p, out=p)
         do_block = _grouped(do[block.queries], kv_heads)  # (blocks, kv_heads, group * rows, head_dim)
         dv_block = (p @ do_block).swapaxes(1, 2)
@@ -117,12 +118,13 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
         ds *= p
         ds *= q.dtype.type(scale)
         dk_block = (ds @ _grouped(q[block.queries], kv_heads)).swapaxes(1, 2)
-        for i, (_, keys) in enumerate(block.sizes):  # one by one, since sequences may share keys
-            first = block.keys[i, 0]
-            dk[first : first + keys] += dk_block[i, :keys]
-            dv[first : first + keys] += dv_block[i, :keys]
-        dq[block.queries] = _ungrouped(ds.swapaxes(-1, -2) @ k[block.keys].swapaxes(1, 2), heads)
-    return dq[:-1], dk, dv
+        dq_block = _ungrouped(ds.swapaxes(-1, -2) @ k[block.keys].swapaxes(1, 2), heads)
+        for i, (rows, keys) in enumerate(block.sizes):  # one by one, since sequences may share keys
+            first_query, first_key = block.queries[i, 0], block.keys[i, 0]
+            dq[first_query : first_query + rows] = dq_block[i, :rows]
+            dk[first_key : first_key + keys] += dk_block[i, :keys]
+            dv[first_key : first_key + keys] += dv_block[i, :keys]
+    return dq, dk, dv
 
 
 def _attend_singly(
@@ -164,7 +166,7 @@ def _blocks(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index
 def _padded(q_firsts: Index, rows: Index, k_firsts: Index, seen: Index) -> Blocks:
     """Blocks of some rows, beginning at q_firsts, that see some keys, beginning at k_firsts: all (blocks, 1)."""
     row, key = np.arange(rows.max()), np.arange(seen.max())
-    queries = np.where(row < rows, q_firsts + row, -1)
+    queries = q_firsts + np.minimum(row, rows - 1)
     keys = k_firsts + np.minimum(key, seen - 1)
     sizes = list(zip(rows[:, 0].tolist(), seen[:, 0].tolist(), strict=True))
     if len(set(sizes)) == 1:
@@ -172,7 +174,7 @@ def _padded(q_firsts: Index, rows: Index, k_firsts: Index, seen: Index) -> Block
     last = seen - rows + np.minimum(row, rows - 1)  # (blocks, rows), the last key that each query sees
     hidden = key[last.min() + 1 :, None] > last[:, None, :]
     mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
-    return Blocks(queries, keys, sizes, mask[:, :, None])
+    return Blocks(queries, keys, sizes, row >= rows, mask[:, :, None])
 
 
 def _fitting(blocks: list[Blocks], heads: int) -> Iterator[Blocks]:
@@ -181,8 +183,10 @@ def _fitting(blocks: list[Blocks], heads: int) -> Iterator[Blocks]:
         count = max(1, SCORES // (heads * block.queries.shape[1] * block.keys.shape[1]))
         for first in range(0, len(block.queries), count):
             part = slice(first, first + count)
-            mask = block.mask if len(block.mask) == 1 else block.mask[part]
-            yield Blocks(block.queries[part], block.keys[part], block.sizes[part], mask)
+            padding, mask = block.padding, block.mask
+            if len(mask) > 1:
+                padding, mask = padding[part], mask[part]
+            yield Blocks(block.queries[part], block.keys[part], block.sizes[part], padding, mask)
 
 
 def _scores(q: Array, k: Array, block: Blocks, scale: float) -> Array:

@@ -204,6 +204,25 @@ def test_rows_of_no_sequence_come_out_as_zeros_and_get_no_gradient(ops, sequence
         assert not array[rows].any()
 
 
+@law(6, sequences=sequences, heads=heads, bad=st.sampled_from([np.nan, np.inf]), seed=seeds)
+def test_what_is_not_finite_stays_in_its_sequence(ops, sequences, heads, bad, seed):
+    layout = draw_layout(seed, [*sequences, (2, 1)])
+    q, k, v = draw(seed, layout, heads, 4)
+    do = np.cos(q)
+    o, saved = forward(ops, OP, q, k, v, layout.plan(ops), 0.5)
+    expected = (o, *backward(ops, OP, do, saved))
+    own_rows, own_keys = np.zeros(layout.tokens, bool), np.zeros(layout.kv_tokens, bool)
+    for rows, keys in list(layout.sequences())[:-1]:
+        own_rows[rows] = own_keys[keys] = True
+    q[~own_rows] = do[~own_rows] = bad  # the last sequence's, and those of none
+    k[~own_keys] = v[~own_keys] = bad
+    with np.errstate(invalid="ignore"):
+        o, saved = forward(ops, OP, q, k, v, layout.plan(ops), 0.5)
+        found = (o, *backward(ops, OP, do, saved))
+    for ours, alone, own in zip(found, expected, (own_rows, own_rows, own_keys, own_keys), strict=True):
+        check_close(ours[own], alone[own])
+
+
 @law(6, length=st.integers(2, 12), cut=st.integers(1, 11), heads=heads, seed=seeds)
 def test_a_future_token_never_changes_an_earlier_output(ops, length, cut, heads, seed):
     cut = min(cut, length - 1)

@@ -260,6 +260,16 @@ def test_a_sliding_window_that_is_off_is_accepted(fields, tmp_path):
             ["use_sliding_window", "16", "false"],
         ),
         (
+            "Qwen2ForCausalLM",
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+            ["use_sliding_window", "16", "false"],
+        ),
+        (
+            "Qwen2ForCausalLM",
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": -1},
+            ["max_window_layers", "-1", "at least 0"],
+        ),
+        (
             "Qwen3ForCausalLM",
             {"layer_types": ["full_attention", "sliding_attention"]},
             ["layer_types[1]", "sliding_attention"],

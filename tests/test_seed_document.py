@@ -132,7 +132,8 @@ def test_get_tokenizer(run):
 
 def test_create_sampling_client(run, checkpoint):
     found = run("create_sampling_client")
-    tokens = [1, 2, 3, 4]
+    # A text that the model knows: of one that it finds absurd, float32 itself tells no logprob to 1e-5.
+    tokens = found.training_client.get_tokenizer().encode("copy tree\ntree")
     computed = found.sampling_client.compute_logprobs(types.ModelInput.from_ints(tokens)).result()
     np.testing.assert_allclose(computed[1:], logprobs(checkpoint, tokens), atol=1e-5)
 

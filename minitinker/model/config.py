@@ -217,10 +217,10 @@ class _Fields:
         value = self.values.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
         value = self.get(key, default)
-        if not _is_integer(value) or value < 1:
-            self.fail(key, value, "a positive integer")
+        if not _is_integer(value) or value < least:
+            self.fail(key, value, "a positive integer" if least == 1 else f"an integer of at least {least}")
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -294,7 +294,7 @@ def _refuse_unsupported(fields: _Fields, family: _Family) -> None:
     elif family.slides and fields.flag("use_sliding_window", False):
         # Layers from max_window_layers on slide, so a window that starts above the last layer is off.
         window = fields.values.get("sliding_window", 4096)
-        if window is not None and fields.integer("max_window_layers", 28) < layers:
+        if window is not None and fields.integer("max_window_layers", 28, least=0) < layers:
             raise BadRequestError(
                 f"{fields.path}: use_sliding_window is true with sliding_window {json.dumps(window)}; sliding"
                 " window attention is not supported, so use_sliding_window must be false"
