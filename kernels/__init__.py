@@ -19,7 +19,7 @@ from .attention import attention_backward, attention_forward, attention_plan
 from .embedding import embedding
 from .logprob import logprob_backward, logprob_forward
 from .lora_linear import lora_linear_backward, lora_linear_forward, lora_merge, lora_weight
-from .memory import HEAD_BYTES, MERGED_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
+from .memory import BATCH_INVARIANT, HEAD_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_table
 from .sample import sample
@@ -27,10 +27,10 @@ from .side_by_side import on_one_core, side_by_side, width
 from .swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
+    "BATCH_INVARIANT",
     "DEVICE",
     "DTYPE",
     "HEAD_BYTES",
-    "MERGED_BYTES",
     "MICRO_BATCH_TOKENS",
     "OutOfMemory",
     "adamw_",

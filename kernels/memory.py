@@ -6,7 +6,7 @@ from .array import DEVICE, INTERPRETED
 
 MICRO_BATCH_TOKENS = 16_384  # about, that go through the layers together
 HEAD_BYTES = 1 << 30  # of logits that exist at once, counted in float32
-MERGED_BYTES = 0  # no adapter is ever merged into a base model to decode: that would change the bits
+BATCH_INVARIANT = True  # whether training's products give a row the same bits in any batch, as sampling's do
 
 OutOfMemory = torch.OutOfMemoryError  # what an op raises that finds no room for its output
 

@@ -13,11 +13,16 @@ P is not kept: the backward forms it again from L, the log of each row's sum of 
 FlashAttention does (Dao et al. 2022, arXiv:2205.14135). Grouped heads share their keys, so the rows of a
 group stand side by side in one product. P lies transposed, keys first, since NumPy takes the maxima and sums of
 many columns faster than those of many rows.
+
+Bits: a query's output does not depend on who is in its block, nor on which of its sequence's queries are: sums over
+keys go in tiles from key 0 of the sequence on, one key after the other, and what is hidden adds 0. Sums over head_dim
+are left to BLAS; OpenBLAS forms them in one order wherever the layout of the product is one of those used here.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
 
+KEY_TILE = 256  # keys whose weighted values BLAS adds up by itself; it cuts longer sums by their length
+ROUND = 16  # columns of a product K Q^T come in such numbers, since OpenBLAS forms the rest in another way
 QUERY_BLOCK = 64  # queries at once: bounds P to (heads, 64, keys), and skips most of what the mask hides
 SCORES = 1 << 18  # numbers of P at once, of several blocks where these are small: a megabyte stays in cache
 ALIKE = 32  # blocks that differ by fewer queries or keys than this are done together, the smaller ones padded
@@ -50,10 +57,8 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the sequences are. singles: rows of q and (first, number) of keys of sequences with one query,
-    as in decoding, where there are several; blocks: all others."""
+    """Where the sequences are."""
 
-    singles: tuple[Index, Index, Index]
     blocks: list[Blocks]
 
 
@@ -67,11 +72,16 @@ def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths
         raise ValueError(
             f"a sequence has {q_lengths[i]} queries but {k_lengths[i]} keys; it needs as many keys at least"
         )
-    single = q_lengths == 1
-    if single.sum() == 1:
-        single[:] = False
-    blocks = _blocks(q_starts[~single], q_lengths[~single], k_starts[~single], k_lengths[~single])
-    return Plan((q_starts[single], k_starts[single], k_lengths[single]), blocks)
+    alike: defaultdict[tuple[int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
+    sequences = zip(q_starts.tolist(), q_lengths.tolist(), k_starts.tolist(), k_lengths.tolist(), strict=True)
+    for q_start, queries, k_start, keys in sequences:
+        for first in range(0, queries, QUERY_BLOCK):
+            rows = min(QUERY_BLOCK, queries - first)
+            seen = keys - queries + first + rows
+            # Of one query, as in decoding, more is padding than in the shape of larger blocks.
+            shape = (0, seen.bit_length()) if rows == 1 else (-(-rows // ALIKE), -(-seen // ALIKE))
+            alike[shape].append((q_start + first, rows, k_start, seen))
+    return Plan([_padded(*np.array(blocks).T[..., None]) for blocks in alike.values()])
 
 
 def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) -> tuple[Array, Any]:
@@ -82,16 +92,12 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
     heads = q.shape[1]
     o = np.zeros_like(q)
     lse = np.zeros((*q.shape[:2], 1), q.dtype)  # L
-    rows, k_starts, k_lengths = plan.singles
-    if len(rows) > 0:
-        o[rows], lse[rows] = _attend_singly(q[rows], k, v, k_starts, k_lengths, scale)
     for block in _fitting(plan.blocks, heads):
         p = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
         top = p.max(axis=-2, keepdims=True)
         p -= top
         np.exp(p, out=p)
-        total = p.sum(axis=-2, keepdims=True)
-        out = p.swapaxes(-1, -2) @ v[block.keys].swapaxes(1, 2)
+        out, total = _weighted(p, v.take(block.keys, axis=0).swapaxes(1, 2))
         out /= total.swapaxes(-1, -2)
         o[block.queries] = _ungrouped(out, heads)  # padding writes the last query's once more
         top += np.log(total)
@@ -105,20 +111,19 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     heads, kv_heads = q.shape[1], k.shape[1]
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     do_o = np.einsum("thd,thd->th", do, o)[..., None]
-    rows, k_starts, k_lengths = plan.singles
-    for block in _fitting([*plan.blocks, *_blocks(rows, np.ones_like(rows), k_starts, k_lengths)], heads):
+    for block in _fitting(plan.blocks, heads):
         p = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
         padding = block.padding[..., None, None]
         p -= _grouped(np.where(padding, q.dtype.type(np.inf), lse[block.queries]), kv_heads).swapaxes(-1, -2)
         np.exp(p, out=p)
         do_block = _grouped(do[block.queries], kv_heads)  # (blocks, kv_heads, group * rows, head_dim)
         dv_block = (p @ do_block).swapaxes(1, 2)
-        ds = v[block.keys].swapaxes(1, 2) @ do_block.swapaxes(-1, -2)
+        ds = v.take(block.keys, axis=0).swapaxes(1, 2) @ do_block.swapaxes(-1, -2)
         ds -= _grouped(do_o[block.queries], kv_heads).swapaxes(-1, -2)
         ds *= p
         ds *= q.dtype.type(scale)
         dk_block = (ds @ _grouped(q[block.queries], kv_heads)).swapaxes(1, 2)
-        dq_block = _ungrouped(ds.swapaxes(-1, -2) @ k[block.keys].swapaxes(1, 2), heads)
+        dq_block = _ungrouped(ds.swapaxes(-1, -2) @ k.take(block.keys, axis=0).swapaxes(1, 2), heads)
         for i, (rows, keys) in enumerate(block.sizes):  # one by one, since sequences may share keys
             first_query, first_key = block.queries[i, 0], block.keys[i, 0]
             dq[first_query : first_query + rows] = dq_block[i, :rows]
@@ -127,45 +132,10 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     return dq, dk, dv
 
 
-def _attend_singly(
-    q: Array, k: Array, v: Array, k_starts: Index, k_lengths: Index, scale: float
-) -> tuple[Array, Array]:
-    """The forward of sequences with one query each, as in decoding, all at once: keys gathered and padded.
-
-    q: (sequences, heads, head_dim) -> o: like q, lse: (sequences, heads, 1).
-    """
-    sequences, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
-    place = np.arange(k_lengths.max())  # (longest,)
-    hidden = place >= k_lengths[:, None]  # (sequences, longest)
-    rows = k_starts[:, None] + np.where(hidden, 0, place)
-    q = q.reshape(sequences, kv_heads, heads // kv_heads, head_dim) * q.dtype.type(scale)
-    p: Array = q @ k[rows].transpose(0, 2, 3, 1)  # (sequences, kv_heads, group, longest)
-    p += np.where(hidden, q.dtype.type(-np.inf), q.dtype.type(0))[:, None, None, :]
-    top = p.max(axis=-1, keepdims=True)
-    p -= top
-    np.exp(p, out=p)
-    total = p.sum(axis=-1, keepdims=True)
-    out = p @ v[rows].transpose(0, 2, 1, 3)
-    out /= total
-    return out.reshape(sequences, heads, head_dim), (np.log(total) + top).reshape(sequences, heads, 1)
-
-
-def _blocks(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index) -> list[Blocks]:
-    """The sequences' queries in blocks of QUERY_BLOCK, those of nearly one shape together."""
-    alike: defaultdict[tuple[int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
-    sequences = zip(q_starts.tolist(), q_lengths.tolist(), k_starts.tolist(), k_lengths.tolist(), strict=True)
-    for q_start, queries, k_start, keys in sequences:
-        for first in range(0, queries, QUERY_BLOCK):
-            rows = min(QUERY_BLOCK, queries - first)
-            seen = keys - queries + first + rows
-            alike[-(-rows // ALIKE), -(-seen // ALIKE)].append((q_start + first, rows, k_start, seen))
-    return [_padded(*np.array(blocks).T[..., None]) for blocks in alike.values()]
-
-
 def _padded(q_firsts: Index, rows: Index, k_firsts: Index, seen: Index) -> Blocks:
     """Blocks of some rows, beginning at q_firsts, that see some keys, beginning at k_firsts: all (blocks, 1)."""
-    row, key = np.arange(rows.max()), np.arange(seen.max())
+    most = rows.max()
+    row, key = np.arange(2 if most == 1 else -(-most // ROUND) * ROUND), np.arange(seen.max())
     queries = q_firsts + np.minimum(row, rows - 1)
     keys = k_firsts + np.minimum(key, seen - 1)
     sizes = list(zip(rows[:, 0].tolist(), seen[:, 0].tolist(), strict=True))
@@ -195,12 +165,29 @@ def _scores(q: Array, k: Array, block: Blocks, scale: float) -> Array:
     q: (tokens, heads, head_dim), k: (kv_tokens, kv_heads, head_dim).
     """
     q_block = _grouped(q[block.queries], k.shape[1]) * q.dtype.type(scale)
-    scores: Array = k[block.keys].swapaxes(1, 2) @ q_block.swapaxes(-1, -2)
+    k_block = k.take(block.keys, axis=0).swapaxes(1, 2)  # (blocks, kv_heads, keys, head_dim)
+    q_columns = np.ascontiguousarray(q_block.swapaxes(-1, -2))  # (blocks, kv_heads, head_dim, group * rows)
+    scores: Array
+    if q_columns.shape[-1] % ROUND == 0:
+        scores = k_block @ q_columns
+    else:
+        scores = q_columns.swapaxes(-1, -2) @ k_block.swapaxes(-1, -2)
+        # All columns in one row of memory: few at a time, NumPy's maxima and sums would be slow.
+        scores = np.ascontiguousarray(scores.transpose(3, 0, 1, 2)).transpose(1, 2, 0, 3)
     blocks, kv_heads, keys, _ = scores.shape
     last_keys, _, rows = block.mask.shape[1:]
-    grouped = scores.reshape(blocks, kv_heads, keys, -1, rows)
-    grouped[:, :, keys - last_keys :] += block.mask[:, None]
+    if last_keys > 0:
+        grouped = scores.reshape(blocks, kv_heads, keys, -1, rows)
+        grouped[:, :, keys - last_keys :] += block.mask[:, None]
     return scores
+
+
+def _weighted(p: Array, v: Array) -> tuple[Array, Array]:
+    """P V and the sums of P's rows. p: P^T: (blocks, kv_heads, keys, n), v: (blocks, kv_heads, keys, head_dim)
+    -> (blocks, kv_heads, n, head_dim), (blocks, kv_heads, 1, n)."""
+    tiles = [slice(first, first + KEY_TILE) for first in range(0, p.shape[2], KEY_TILE)]
+    out = reduce(np.add, [p[:, :, tile].swapaxes(-1, -2) @ v[:, :, tile] for tile in tiles])
+    return out, reduce(np.add, [p[:, :, tile].sum(axis=-2, keepdims=True) for tile in tiles])
 
 
 def _grouped(x: Array, kv_heads: int) -> Array:

@@ -17,9 +17,14 @@ For a high rank on a small layer the gradients are cheaper through dW', too:
            dA = s B^T dW'     dB = s dW' A^T        with dW' = dy^T x
 
 These are the same functions; `_merging_pays` and `_dw_pays` count.
+
+Where each row's adapter is given, as in sampling, W' is never formed, and a row's bits are the same among any other
+rows: see `_times`.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -27,6 +32,15 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
+
+# What OpenBLAS (0.3.31, with AVX-512) does, as `_times` follows it: products of so few multiplications are formed
+# without copying the operands first, the columns beyond a multiple of 16 in another way; larger ones are summed over
+# d_in in parts of 448.
+UNPACKED = 1_000_000
+ROUND = 16
+PART = 448
+MOST_PADDING = 4  # rows that many adapters' product may take for each one that has an adapter
+FEW = 32  # rows up to which copying the weight takes longer than multiplying
 
 
 def lora_linear_forward(
@@ -45,7 +59,7 @@ def lora_linear_forward(
     """
     merged = xa = None
     if a is None or b is None or scale is None:
-        y = x @ w.T
+        y = _times(x, w.T)
     elif adapter is None and _merging_pays(len(x), a, b):
         merged = lora_merge(w, a, b, scale)
         y = x @ merged.T
@@ -54,11 +68,16 @@ def lora_linear_forward(
         xa = _scaled(x @ a[0].T, scale[0])  # (tokens, rank): s x A^T
         y += xa @ b[0].T
     else:
-        y = x @ w.T
-        xa = np.zeros((len(x), a.shape[1]), x.dtype)
-        for i, rows in _rows_of_adapters(adapter):
-            xa[rows] = _scaled(x[rows] @ a[i].T, scale[i])
-            y[rows] += xa[rows] @ b[i].T
+        y, rows = _times(x, w.T), _rows(adapter.tobytes())
+        if rows.table is None:
+            for i, own in rows.each():
+                y[own] += _times(_scaled(_times(x[own], a[i].T), scale[i]), b[i].T)
+        else:
+            used = slice(len(rows.table))
+            narrow = _times(x[rows.table], a[used].swapaxes(-1, -2))  # (adapters, most, rank)
+            narrow *= scale[used, None, None]
+            wide = _times(narrow, b[used].swapaxes(-1, -2))
+            y[rows.listed] += wide.reshape(-1, wide.shape[-1])[rows.places]
     if bias is not None:
         y += bias
     return y, (x, w, a, b, scale, adapter, merged, xa)
@@ -80,11 +99,11 @@ def lora_linear_backward(dy: Array, saved: Any) -> tuple[Array, Array | None, Ar
             np.matmul(dy.T, _scaled(x @ a[0].T, scale[0]), out=db[0])
         return dy @ merged, da, db
     dx = dy @ w
-    for i, rows in _rows_of_adapters(adapter):
-        u = _scaled(dy[rows] @ b[i], scale[i])  # (rows, rank)
-        dx[rows] += u @ a[i]
-        np.matmul(u.T, x[rows], out=da[i])
-        np.matmul(dy[rows].T, xa[rows], out=db[i])
+    for i, own in [(0, slice(None))] if adapter is None else _rows(adapter.tobytes()).each():
+        u = _scaled(dy[own] @ b[i], scale[i])  # (rows, rank)
+        dx[own] += u @ a[i]
+        np.matmul(u.T, x[own], out=da[i])
+        np.matmul(dy[own].T, _scaled(x[own] @ a[i].T, scale[i]) if xa is None else xa, out=db[i])
     return dx, da, db
 
 
@@ -116,13 +135,81 @@ def _dw_pays(tokens: int, a: Array, b: Array) -> bool:
     return bool((tokens + 2 * rank) * d_in * d_out < 2 * rank * tokens * (d_in + d_out))
 
 
-def _rows_of_adapters(adapter: Index | None) -> Iterator[tuple[int, slice | Index]]:
-    """(adapter, its rows), for each adapter that has rows."""
-    if adapter is None:
-        yield 0, slice(None)
-    else:
-        for i in np.unique(adapter[adapter >= 0]):
-            yield int(i), np.flatnonzero(adapter == i)
+@dataclass(frozen=True)
+class _Rows:
+    """Which rows have which adapter: listed, (rows,), are first those of adapter 0, then those of 1, ..., and
+    counts, (adapters,), says how many of each. alone: whether adapter 0 has all.
+
+    table: (adapters, most) rows of each, some other row where there are fewer; places: where in it the listed are.
+    None where the table would be mostly padding.
+    """
+
+    listed: Index
+    counts: Index
+    alone: bool
+    table: Index | None
+    places: Index
+
+    def each(self) -> Iterator[tuple[int, slice | Index]]:
+        """(adapter, its rows), for each adapter that has rows."""
+        ends = np.cumsum(self.counts)
+        for i in np.flatnonzero(self.counts):
+            yield int(i), slice(None) if self.alone else self.listed[ends[i] - self.counts[i] : ends[i]]
+
+
+@lru_cache(maxsize=8)
+def _rows(adapter: bytes) -> _Rows:
+    """Of the index as bytes, since the layers of a pass ask one after the other with the same."""
+    index = np.frombuffer(adapter, np.int64)
+    counts = np.bincount(index[index >= 0], minlength=1)
+    listed = np.argsort(index, kind="stable")[(index < 0).sum() :]
+    nth = np.arange(counts.max())
+    alone = len(index) > 0 and not index.any()
+    if alone or not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
+        return _Rows(listed, counts, alone, None, listed)
+    firsts = (np.cumsum(counts) - counts)[:, None]
+    table = listed[np.minimum(firsts + nth, listed.size - 1)]
+    return _Rows(listed, counts, alone, table, np.flatnonzero(nth < counts[:, None]))
+
+
+def _times(x: Array, wt: Array) -> Array:
+    """x @ wt: x: (..., rows, d_in), wt: (..., d_in, d_out), as fast with few rows as with many, and with the same
+    bits of a row among any others, where wt lies row by row and BLAS is the OpenBLAS described above."""
+    (rows, d_in), d_out = x.shape[-2:], wt.shape[-1]
+    if wt.strides[-1] != wt.itemsize:
+        return x @ wt
+    if rows == 1:  # BLAS has another function for a single one
+        return _times(np.repeat(x, 2, axis=-2), wt)[..., :1, :]
+    rest = d_out % ROUND if d_out % ROUND != 1 or d_out == 1 else ROUND + 1
+    if rest > 0:
+        columns = np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+        last = _in_parts(columns, wt[..., d_out - rest :])
+        return last if rest == d_out else np.concatenate([_times(x, wt[..., : d_out - rest]), last], axis=-1)
+    if wt.ndim > 2 or rows > FEW or rows * d_in * d_out <= UNPACKED:
+        return _in_parts(x, wt)
+    width = max(ROUND, UNPACKED // (rows * min(d_in, PART)) // ROUND * ROUND)
+    starts = range(0, d_out, width)
+    return np.concatenate([_in_parts(x, wt[:, start : start + width]) for start in starts], axis=-1)
+
+
+def _in_parts(x: Array, wt: Array) -> Array:
+    """x @ wt, the sum over d_in in parts where BLAS would not do that itself."""
+    rows, d_in = x.shape[-2:]
+    if d_in <= PART or rows * d_in * wt.shape[-1] > UNPACKED:
+        return x @ wt
+    return reduce(np.add, [x[..., part] @ wt[..., part, :] for part in _parts(d_in)])
+
+
+@lru_cache
+def _parts(d_in: int) -> list[slice]:
+    """d_in as OpenBLAS cuts it: into parts of PART, what remains below twice that into two about equal ones."""
+    parts, first = [], 0
+    while first < d_in:
+        left = d_in - first
+        size = PART if left >= 2 * PART else left if left <= PART else -(-(left // 2) // ROUND) * ROUND
+        parts.append(slice(first, first + size))
+        first += size
+    return parts
 
 
 def _scaled(x: Array, factor: Any) -> Array:

@@ -5,7 +5,7 @@ import sys
 
 MICRO_BATCH_TOKENS = 2048  # about, that go through the layers together
 HEAD_BYTES = 32 << 20  # of logits that exist at once; with half of it the head of L takes a fifth longer
-MERGED_BYTES = 64 << 20  # of a base model that is small enough for a second copy, with an adapter merged in
+BATCH_INVARIANT = False  # whether training's products give a row the same bits in any batch, as sampling's do
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 KEPT = 1 << 30  # bytes of free memory at the end of the heap before some goes back to the system

@@ -1,13 +1,20 @@
 """Sampling from one base model with any number of adapters: all pending requests decode together.
 
-A step feeds every sequence its next tokens, a new one its whole prompt and the others the token drawn last,
-in one packed pass, and draws a token for each. A request joins at the next step and leaves when it ends.
+A step feeds every sequence its next tokens in one packed pass: to one that decodes the token drawn last, to others
+a chunk of their prompt. From each that has none left it draws a token. A sequence joins between two steps and
+leaves when it ends.
+
+Each has a region of the arena for its keys and values. Where there is no room the latest wait: those that have not
+begun, and those whose region an earlier one needs to go on. The latter begin again with their tokens as a longer
+prompt, which gives the same keys and values. The regions of sequences that ended are kept as long as there is room,
+since a prompt that extends one of them need not be computed again.
 """
 
 import math
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -15,61 +22,110 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitinker.engine.cache import Arena
-from minitinker.engine.fitting import itemsize, out_of_memory
+from minitinker.engine.fitting import out_of_memory
 from minitinker.engine.networks import Networks, distinct, place
 from minitinker.engine.request import SampleRequest, Uniforms
-from minitinker.engine.scoring import PromptScores, score_prompt, top_of
+from minitinker.engine.scoring import PromptScores, first_scored, score_prompt, top_of
+from minitinker.engine.trainer import Snapshot
 from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
-from minitinker.model.packing import pack_for_cache
+from minitinker.model.packing import micro_batches, pack_for_cache
 from minitinker.model.transformer import hidden_states, logits_forward
 from minitinker.model.weights import BaseModel
 from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
 
 Array = Any
+Index = NDArray[np.int64]
 
 SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are too small to share among cores
-PROMPT_TOKENS = 2048  # of prompts that one step takes in, and
-SAMPLES = 1024  # of sequences that decode together; both give way to a single request that is larger
-MORE_ROWS = 64  # cache rows a sequence gets beyond its prompt at first; they double when they are full
+PROMPT_TOKENS = 2048  # of prompts that one step takes in; where others decode
+CHUNK = 256  # of them, so that these do not wait long
+SAMPLES = 1024  # sequences that go through together
+MORE_ROWS = 64  # rows of a region beyond what is known of its sequence; they double when they are full
+KEPT = 256  # regions of sequences that ended, and
+KEPT_BYTES = 256 << 20  # bytes of the arena, up to which these stay rather than make room
+SHORTEST = 16  # tokens of a prompt that are worth being copied from another sequence
 
 
-@dataclass
-class _Sequence:
-    """A sample being drawn. feed: the tokens that the next step puts in, done: those in the cache already."""
+@dataclass(eq=False)
+class _Region:
+    """Rows of the arena with the keys and values of a text's first `done` tokens. pure: whether all are of the
+    weights `snapshot`, and not, as an inflight client's may be, of later ones."""
 
-    request: "_Active"
-    sample: int
-    uniforms: Uniforms
     start: int
     rows: int
+    text: Index
+    snapshot: Snapshot | None
     done: int
-    feed: NDArray[np.int64]
+    pure: bool = True
+
+    @cached_property
+    def head(self) -> bytes:
+        """What to compare first."""
+        return self.text[:SHORTEST].tobytes()
+
+
+@dataclass(eq=False)
+class _Active:
+    """A request in work, with its finished samples. number: requests count up as they come."""
+
+    request: SampleRequest
+    seed: int
+    number: int
+    sequences: dict[int, SampledSequence] = field(default_factory=dict)
+    states: list[Array] = field(
+        default_factory=list
+    )  # of the prompt's chunks, where something is asked about it
+    scores: PromptScores | None = None
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """A sample being drawn. done: how many of its tokens, prompt and drawn ones, are in its region."""
+
+    active: _Active
+    sample: int
+    uniforms: Uniforms
+    region: _Region | None = None
+    done: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[TopkLogprobs] = field(default_factory=list)  # of one token each
 
+    @property
+    def request(self) -> SampleRequest:
+        return self.active.request
 
-@dataclass
-class _Active:
-    """A request in work, with its finished samples."""
+    @property
+    def age(self) -> tuple[int, int]:
+        """What the order goes by in which sequences are served."""
+        return self.active.number, self.sample
 
-    request: SampleRequest
-    seed: int
-    sequences: dict[int, SampledSequence] = field(default_factory=dict)
-    scores: PromptScores = field(default_factory=PromptScores)
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt) + len(self.tokens)
+
+    def text(self, start: int, end: int) -> Index:
+        """Its tokens from one place to another."""
+        prompt = self.request.prompt
+        if start >= len(prompt):
+            return np.array(self.tokens[start - len(prompt) : end - len(prompt)], np.int64)
+        whole = np.concatenate([prompt, np.array(self.tokens, np.int64)]) if self.tokens else prompt
+        return whole[start:end]
 
 
 class Sampler:
     """Requests on one base model. All methods run in the worker's thread."""
 
-    def __init__(self, ops: ModuleType, base: BaseModel) -> None:
-        self._ops, self._base = ops, base
+    def __init__(self, ops: ModuleType, base: BaseModel, cache_bytes: int | None = None) -> None:
+        """cache_bytes: of keys and values at most; None: half of the memory that is free now."""
+        self._ops, self._base, self._cache_bytes = ops, base, cache_bytes
         self._networks = Networks(ops, base)
-        self._arena = Arena(ops, base.config)
-        self._waiting: list[SampleRequest] = []
+        self._arena = Arena(ops, base.config, cache_bytes)
+        self._waiting: list[_Sequence] = []  # without a region, in the order of age
         self._running: list[_Sequence] = []
-        self._counted = 0
+        self._kept: list[_Region] = []  # the one used last at the end
+        self._requests_so_far = self._samples_so_far = 0
         self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
 
     @property
@@ -79,127 +135,320 @@ class Sampler:
 
     def add(self, request: SampleRequest) -> None:
         """Take a request in; its future gets the answer."""
-        self._waiting.append(request)
+        seed = secrets.randbits(64) if request.seed is None else request.seed
+        active = _Active(request, seed, self._requests_so_far)
+        self._requests_so_far += 1
+        self._waiting.append(_Sequence(active, 0, Uniforms(seed, 0)))
 
     def cancel_all(self) -> None:
         """Cancel every request."""
-        for request in self._requests():
-            request.future.cancel()
-        self._forget_cancelled()
+        for sequence in [*self._waiting, *self._running]:
+            sequence.request.future.cancel()
+        self._forget_answered()
 
     def step(self) -> None:
-        """One token for every sequence. What goes wrong is told to every request that was in the step."""
-        self._forget_cancelled()
-        waiting = self._admitted()
-        requests = [*{id(s.request): s.request.request for s in self._running}.values(), *waiting]
-        if not requests:
-            return
+        """One token for every sequence that has been taken in whole. What goes wrong is told to every request
+        that was in the step."""
+        self._forget_answered()
         failure: BaseException | None = None
+        fed: list[tuple[_Sequence, int]] = []
         try:
-            new = [self._begin(request) for request in waiting]
-            self._running = self._advance([*self._running, *new])
-            if not self.busy:
-                self._one_core.close()
+            self._admit()
+            fed = self._shares()
+            if fed:
+                self._advance(fed)
         except self._ops.OutOfMemory:
             failure = MemoryError()
         except BaseException as error:
             failure = error
         if failure is not None:
-            self._running, self._arena = [], Arena(self._ops, self._base.config)
+            self._fail(failure, [sequence for sequence, _ in fed] or self._waiting[:1])
+        if failure is not None or not self._running:
             self._one_core.close()
-            if isinstance(failure, MemoryError):  # told here, where the failed step's arrays are gone
-                failure = self._out_of_memory(requests)
-            for request in requests:
-                if not request.future.done():
-                    settle(request.future, error=failure)
+        self._forget_answered()
 
-    def _out_of_memory(self, requests: list[SampleRequest]) -> APIError:
-        config, free = self._base.config, self._ops.free_memory()
-        samples = sum(request.samples for request in requests)
-        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        tokens = (free or 0) // (row * itemsize(self._ops.DTYPE))
-        fitting = "fewer at once may" if free is None else f"about {tokens} tokens in all would have"
+    def _fail(self, failure: BaseException, failed: list[_Sequence]) -> None:
+        """Tell it to those who were in the step, or else first in line; the others begin again in an empty arena."""
+        for sequence in list(self._running):
+            self._give_up(sequence)
+        self._kept = []
+        self._arena = Arena(self._ops, self._base.config, self._cache_bytes)
+        if isinstance(failure, MemoryError):  # told here, where the failed step's arrays are gone
+            failure = self._out_of_memory(len(failed))
+        for sequence in failed:
+            if not sequence.request.future.done():
+                settle(sequence.request.future, error=failure)
+
+    def _out_of_memory(self, samples: int) -> APIError:
+        free = self._ops.free_memory()
+        fitting = "fewer at once may"
+        if free is not None:
+            fitting = f"about {free // self._arena.row_bytes} tokens in all would have"
         return out_of_memory(f"{samples} samples at once", self._ops.DEVICE, fitting, free)
 
-    def _admitted(self) -> list[SampleRequest]:
-        """Take from those who wait as many as go through at once: at least one, if nothing else is running."""
-        admitted: list[SampleRequest] = []
-        tokens, samples = 0, len(self._running)
-        for request in self._waiting:
-            tokens, samples = tokens + len(request.prompt), samples + request.samples
-            if (admitted or self._running) and (tokens > PROMPT_TOKENS or samples > SAMPLES):
-                break
-            admitted.append(request)
-        self._waiting = self._waiting[len(admitted) :]
-        return admitted
+    # Who takes part in a step
 
-    def _advance(self, fed: list[_Sequence]) -> list[_Sequence]:
-        """Feed the sequences, draw a token for each, and return those that go on."""
-        for sequence in fed:
-            self._make_room(sequence)
-        batch = pack_for_cache(
-            [s.feed for s in fed], np.array([s.done for s in fed]), np.array([s.start for s in fed])
+    def _admit(self) -> None:
+        """Give regions to those who wait, in their order, until one finds no room."""
+        while self._waiting and len(self._running) < SAMPLES:
+            sequence = self._waiting[0]
+            if self._give_region(sequence):
+                self._running.append(sequence)
+            elif self._running:
+                return
+            else:
+                self._refuse(sequence)
+            self._waiting.pop(0)
+
+    def _shares(self) -> list[tuple[_Sequence, int]]:
+        """How many tokens each running sequence is fed: one where it decodes, of prompts as many as a step takes,
+        the earliest first. Regions that are too small for that become larger, or their sequence waits."""
+        self._running.sort(key=lambda s: s.age)
+        decoding = any(s.length - s.done == 1 for s in self._running)
+        left = CHUNK if decoding else PROMPT_TOKENS
+        shares = []
+        for sequence in list(self._running):
+            missing = sequence.length - sequence.done
+            share = 1 if missing == 1 else min(missing, left)
+            if share > 0 and sequence.region is not None and self._make_room(sequence, share):
+                shares.append((sequence, share))
+                left -= 0 if missing == 1 else share
+        return [(sequence, share) for sequence, share in shares if sequence.region is not None]
+
+    def _give_region(self, sequence: _Sequence) -> bool:
+        """A region with room for the text and a few tokens more, and in it what others have of its beginning."""
+        request, text = sequence.request, sequence.text(0, sequence.length)
+        rows = len(text) + min(request.max_tokens - len(sequence.tokens), MORE_ROWS)
+        rows = max(len(text), min(rows, self._arena.most_rows))
+        known, source = self._known(sequence, text)
+        start = self._allocate(rows, spared=source)
+        if start is None and source in self._kept:  # where it stands in the way itself
+            known, source = 0, None
+            start = self._allocate(rows)
+        if start is None:
+            return False
+        if source is not None:
+            self._arena.copy(source.start, start, known)
+        sequence.region, sequence.done = _Region(start, rows, text, request.snapshot, known), known
+        return True
+
+    def _known(self, sequence: _Sequence, text: Index) -> tuple[int, _Region | None]:
+        """How much of the text's beginning a region holds under the same weights, and that region."""
+        request, best, source = sequence.request, SHORTEST - 1, None
+        most = len(text) - 1  # the last one's state is what the next token is drawn from
+        if sequence.active.scores is None:
+            most = min(most, first_scored(request))
+        if most <= best:
+            return 0, None
+        head = text[:SHORTEST].tobytes()
+        for region in [*self._kept, *(s.region for s in self._running if s.region is not None)]:
+            if (
+                region.snapshot is request.snapshot
+                and region.pure
+                and region.done > best
+                and region.head == head
+            ):
+                size = min(most, region.done)
+                same = region.text[:size] == text[:size]
+                length = size if same.all() else int(same.argmin())
+                if length > best:
+                    best, source = length, region
+        if source is None:
+            return 0, None
+        if source in self._kept:  # the one used last stands at the end
+            self._kept.remove(source)
+            self._kept.append(source)
+        return best, source
+
+    def _allocate(self, rows: int, spared: _Region | None = None) -> int | None:
+        """The start of a region of the arena, for which kept ones give way, except `spared`."""
+        modest = KEPT_BYTES // self._arena.row_bytes
+        start = self._arena.allocate(rows, modest)
+        for region in list(self._kept):
+            if start is None and region is not spared:
+                self._kept.remove(region)
+                self._arena.free(region.start, region.rows)
+                start = self._arena.allocate(rows, modest)
+        return self._arena.allocate(rows) if start is None else start
+
+    def _make_room(self, sequence: _Sequence, share: int) -> bool:
+        """Whether the region can take `share` tokens more, if need be after it became larger. Where there is no room
+        for that, the latest sequence gives its own up, which may be this one."""
+        region, needed = sequence.region, sequence.done + share
+        if region is None or needed <= region.rows:
+            return region is not None
+        whole = len(sequence.request.prompt) + sequence.request.max_tokens
+        while True:
+            for rows in (max(needed, min(2 * region.rows, whole)), needed):
+                if self._arena.extend(region.start, region.rows, rows):
+                    region.rows = rows
+                    return True
+                if (start := self._allocate(rows)) is not None:
+                    self._arena.copy(region.start, start, sequence.done)
+                    self._arena.free(region.start, region.rows)
+                    region.start, region.rows = start, rows
+                    return True
+            latest = max(self._running, key=lambda s: s.age)
+            self._give_up(latest)
+            if latest is sequence:
+                return False
+
+    def _give_up(self, sequence: _Sequence) -> None:
+        """Take the region away; the sequence waits in its place in line and begins again."""
+        self._release(sequence)
+        if sequence.active.scores is None:
+            sequence.active.states = []
+        self._running.remove(sequence)
+        self._waiting = sorted([*self._waiting, sequence], key=lambda s: s.age)
+
+    def _release(self, sequence: _Sequence, keep: bool = False) -> None:
+        """Free the region, or keep what it holds for texts that extend it."""
+        region, sequence.region = sequence.region, None
+        if region is None:
+            return
+        if keep and region.pure and sequence.done >= SHORTEST:
+            text = sequence.text(0, sequence.done)
+            self._kept.append(_Region(region.start, region.rows, text, region.snapshot, len(text)))
+            if len(self._kept) <= KEPT:
+                return
+            region = self._kept.pop(0)
+        sequence.done = 0
+        self._arena.free(region.start, region.rows)
+
+    def _refuse(self, sequence: _Sequence) -> None:
+        """Fail a request whose samples are too long for the arena, one at a time."""
+        arena = self._arena
+        settle(
+            sequence.request.future,
+            error=BadRequestError(
+                f"a sample that has {sequence.length} tokens, prompt included, does not fit into the cache of keys "
+                f"and values, which holds {arena.most_rows} tokens in {arena.most_rows * arena.row_bytes:,} bytes: "
+                "ask for fewer tokens or give ServiceClient more cache_bytes"
+            ),
         )
-        snapshots = distinct([s.request.request.snapshot for s in fed])
-        owner = [place(snapshots, s.request.request.snapshot) for s in fed]
-        owners = np.repeat(np.array(owner), batch.q_lengths)
-        net = self._networks.of(snapshots, owners, decoding=all(s.tokens for s in fed))
-        if len(batch.tokens) * self._base.config.hidden_size >= SMALL:
-            self._one_core.close()
-        elif not self._on_one_core:
-            self._on_one_core = True
-            self._one_core.enter_context(self._ops.on_one_core())
-            self._one_core.callback(setattr, self, "_on_one_core", False)
-        h, _ = hidden_states(net, batch, self._arena.cache)
-        ends = batch.q_starts + batch.q_lengths
-        for i, sequence in enumerate(fed):
-            if sequence.done == 0:
-                self._score_prompt(sequence.request, h[batch.q_starts[i] : ends[i]])
-            sequence.done += len(sequence.feed)
+
+    # What a step computes
+
+    def _advance(self, fed: list[tuple[_Sequence, int]]) -> None:
+        """Feed so many tokens to each sequence, and draw a token from each that has none left."""
+        snapshots = distinct([s.request.snapshot for s, _ in fed])
+        h, ends = self._states(fed, snapshots)
         drawing: list[_Sequence] = []
         rows: list[int] = []
-        for sequence, end in zip(fed, ends, strict=True):
-            for drawn in self._split(sequence):
-                drawing.append(drawn)
-                rows.append(end - 1)
+        for (sequence, share), end in zip(fed, ends, strict=True):
+            self._note_states(sequence, h[end - share : end], snapshots)
+            sequence.done += share
+            region = sequence.region
+            if region is not None and region.done < len(region.text):
+                region.done = min(sequence.done, len(region.text))
+            if sequence.done == sequence.length:
+                drawn = self._split(sequence)
+                drawing += drawn
+                rows += [end - 1] * len(drawn)
         if drawing:
-            owners = np.array([place(snapshots, s.request.request.snapshot) for s in drawing])
+            owners = np.array([place(snapshots, s.request.snapshot) for s in drawing])
             last = self._ops.embedding(self._ops.array(np.array(rows)), h)
             logits, _ = logits_forward(self._networks.of(snapshots, owners), last)
             self._draw(drawing, logits)
-        return [sequence for sequence in self._without_nan(drawing) if not self._ended(sequence)]
+            for sequence in self._without_nan(drawing):
+                self._end_if_over(sequence)
+        self._running = [sequence for sequence in self._running if sequence.region is not None]
 
-    def _begin(self, request: SampleRequest) -> _Sequence:
-        seed = secrets.randbits(64) if request.seed is None else request.seed
-        return self._sequence(_Active(request, seed), 0, request.prompt)
+    def _states(self, fed: list[tuple[_Sequence, int]], snapshots: list[Snapshot]) -> tuple[Array, list[int]]:
+        """The final states of all tokens fed, (tokens, hidden_size), and where those of each sequence end."""
+        ops, lengths = self._ops, [share for _, share in fed]
+        large = sum(lengths) * self._base.config.hidden_size >= SMALL
+        parts = micro_batches(lengths, ops.width() if large else 1)
+        if large and len(parts) == 1:
+            self._one_core.close()
+        elif not self._on_one_core:
+            self._on_one_core = True
+            self._one_core.enter_context(ops.on_one_core())
+            self._one_core.callback(setattr, self, "_on_one_core", False)
 
-    def _sequence(self, active: _Active, sample: int, feed: NDArray[np.int64]) -> _Sequence:
-        """A sequence with a region for the prompt and a few tokens more."""
-        request = active.request
-        rows = len(request.prompt) + min(request.max_tokens, MORE_ROWS)
-        start = self._arena.allocate(rows)
-        return _Sequence(active, sample, Uniforms(active.seed, sample), start, rows, 0, feed)
+        def pass_through(part: range) -> Array:
+            own = [fed[i] for i in part]
+            batch = pack_for_cache(
+                [s.text(s.done, s.done + share) for s, share in own],
+                np.array([s.done for s, _ in own]),
+                np.array([s.region.start for s, _ in own if s.region is not None]),
+            )
+            owners = np.array([place(snapshots, s.request.snapshot) for s, _ in own])
+            net = networks.of(snapshots, np.repeat(owners, batch.q_lengths))
+            return hidden_states(net, batch, self._arena.cache)[0]
+
+        networks = self._networks
+        networks.of(snapshots, np.zeros(1, np.int64))  # stacked once, before two threads ask for it
+        states = ops.side_by_side(pass_through, parts)
+        return self._in_one(states), np.cumsum(lengths).tolist()
+
+    def _note_states(self, sequence: _Sequence, h: Array, snapshots: list[Snapshot]) -> None:
+        """h: (tokens, hidden_size), the states of the tokens just fed, for what is asked about the prompt."""
+        region, active, request = sequence.region, sequence.active, sequence.request
+        if region is not None and region.snapshot is not request.snapshot:
+            region.pure = False
+        if active.scores is not None:
+            return
+        end, first = sequence.done + len(h), first_scored(request)
+        if end > first:
+            active.states.append(h[max(first - sequence.done, 0) :])
+        if end == len(request.prompt):
+            states, active.states = active.states, []
+            active.scores = PromptScores()
+            if states:
+                owners = np.full(end - first, place(snapshots, request.snapshot))
+                net = self._networks.of(snapshots, owners)
+                active.scores = score_prompt(net, self._in_one(states), request, active.seed)
+            if not active.scores.finite:
+                _fail_for_nan(active)
+
+    def _in_one(self, parts: list[Array]) -> Array:
+        """Rows under each other."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = self._ops.zeros((sum(len(part) for part in parts), parts[0].shape[1]), self._ops.DTYPE)
+        first = 0
+        for part in parts:
+            whole[first : first + len(part)] = part
+            first += len(part)
+        return whole
 
     def _split(self, sequence: _Sequence) -> list[_Sequence]:
-        """The sequences that draw from this one's last row.
-
-        That is itself, or, right after the prompt, every sample of its request, each with a copy of the
-        prompt's keys and values.
-        """
-        request = sequence.request.request
-        if sequence.tokens:
-            return [sequence]
-        if request.samples == 0 or request.future.done():
-            self._end(sequence)
+        """The sequences that draw from this one's last row: itself, and right after the prompt every other sample of
+        its request for which there is room, each with a copy of the prompt's keys and values."""
+        active, request = sequence.active, sequence.request
+        if request.future.done():
             return []
-        others = [self._sequence(sequence.request, j, sequence.feed) for j in range(1, request.samples)]
-        for other in others:
-            self._arena.copy(sequence.start, other.start, sequence.done)
-            other.done = sequence.done
-        return [sequence, *others]
+        if request.samples == 0:
+            self._answer(active)
+            self._release(sequence, keep=True)
+            return []
+        if sequence.sample > 0 or sequence.tokens:
+            return [sequence]
+        drawing = [sequence]
+        for j in range(1, request.samples):
+            other = _Sequence(active, j, Uniforms(active.seed, j))
+            if len(drawing) == j and len(self._running) < SAMPLES and self._copy_region(sequence, other):
+                self._running.append(other)
+                drawing.append(other)
+            else:
+                self._waiting.append(other)
+        self._waiting.sort(key=lambda s: s.age)
+        return drawing
+
+    def _copy_region(self, source: _Sequence, target: _Sequence) -> bool:
+        """Give a sample of the same request a copy of the prompt's keys and values, if there is room."""
+        old, size = source.region, source.done
+        rows = size + min(target.request.max_tokens, MORE_ROWS)
+        start = None if old is None else self._allocate(rows)
+        if old is None or start is None:
+            return False
+        self._arena.copy(old.start, start, size)
+        target.region, target.done = _Region(start, rows, old.text, old.snapshot, size, old.pure), size
+        return True
 
     def _draw(self, sequences: list[_Sequence], logits: Array) -> None:
-        requests = [s.request.request for s in sequences]
+        requests = [s.request for s in sequences]
         options = (
             [s.uniforms.next() for s in sequences],
             [r.temperature for r in requests],
@@ -210,14 +459,13 @@ class Sampler:
         for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
-            sequence.feed = np.array([token])
         asked = [i for i, request in enumerate(requests) if request.top_logprobs]
         if asked:
             self._add_likeliest([sequences[i] for i in asked], logits[asked])
 
     def _add_likeliest(self, sequences: list[_Sequence], logits: Array) -> None:
         """What the place of the token just drawn might have held. logits: (sequences, vocab)."""
-        requests = [s.request.request for s in sequences]
+        requests = [s.request for s in sequences]
         temperature = np.array([r.temperature for r in requests])
         top = top_of(self._ops, logits, temperature, max(r.top_logprobs for r in requests))
         for i, (sequence, request) in enumerate(zip(sequences, requests, strict=True)):
@@ -226,78 +474,53 @@ class Sampler:
 
     def _without_nan(self, sequences: list[_Sequence]) -> list[_Sequence]:
         """Fail the requests whose weights give no numbers, and only these; the sequences of the others."""
-        bad = {id(s.request): s.request for s in sequences if math.isnan(s.logprobs[-1])}
-        for active in bad.values():
-            _fail_for_nan(active)
         for sequence in sequences:
-            if id(sequence.request) in bad:
-                self._arena.free(sequence.start, sequence.rows)
-        return [sequence for sequence in sequences if id(sequence.request) not in bad]
+            if math.isnan(sequence.logprobs[-1]) and not sequence.request.future.done():
+                _fail_for_nan(sequence.active)
+        return [sequence for sequence in sequences if not sequence.request.future.done()]
 
-    def _ended(self, sequence: _Sequence) -> bool:
-        """Whether this was the sequence's last token; if so, it is handed in."""
-        request = sequence.request.request
+    # Ends
+
+    def _end_if_over(self, sequence: _Sequence) -> None:
+        """Hand the sequence in if this was its last token, and answer the request if it was its last sample."""
+        active, request = sequence.active, sequence.request
         stopped = request.stop.stops(sequence.tokens)
         if not stopped and len(sequence.tokens) < request.max_tokens:
-            return False
-        self._counted += 1
-        sequence.request.sequences[sequence.sample] = SampledSequence(
+            return
+        self._samples_so_far += 1
+        active.sequences[sequence.sample] = SampledSequence(
             stop_reason="stop" if stopped else "length",
-            sequence_id=f"sequence-{self._counted}",
+            sequence_id=f"sequence-{self._samples_so_far}",
             tokens_np=np.array(sequence.tokens, np.int32),
             logprobs_np=np.array(sequence.logprobs, np.float32),
             topk_logprobs_np=_joined(sequence.top) if sequence.top else None,
         )
-        self._end(sequence)
-        return True
+        self._release(sequence, keep=True)
+        if len(active.sequences) == request.samples:
+            self._answer(active)
 
-    def _end(self, sequence: _Sequence) -> None:
-        """Give the region back, and answer the request if this was its last sample."""
-        self._arena.free(sequence.start, sequence.rows)
-        active = sequence.request
-        if len(active.sequences) == active.request.samples and not active.request.future.done():
-            scores = active.scores
-            response = SampleResponse(
-                sequences=[active.sequences[j] for j in range(active.request.samples)],
-                prompt_logprobs_np=scores.logprobs,
-                topk_prompt_logprobs_np=scores.top,
-                target_prompt_logprobs=scores.targets,
-                prompt_alt_tokens=scores.alternatives,
-            )
-            settle(active.request.future, response)
+    def _answer(self, active: _Active) -> None:
+        scores = active.scores or PromptScores()
+        response = SampleResponse(
+            sequences=[active.sequences[j] for j in range(active.request.samples)],
+            prompt_logprobs_np=scores.logprobs,
+            topk_prompt_logprobs_np=scores.top,
+            target_prompt_logprobs=scores.targets,
+            prompt_alt_tokens=scores.alternatives,
+        )
+        settle(active.request.future, response)
 
-    def _score_prompt(self, active: _Active, h: Array) -> None:
-        """What was asked about the prompt itself, from its states h: (prompt, hidden_size)."""
-        net = self._networks.alone(active.request.snapshot)
-        active.scores = score_prompt(net, h, active.request, active.seed)
-        if not active.scores.finite:
-            _fail_for_nan(active)
-
-    def _make_room(self, sequence: _Sequence) -> None:
-        """Move the sequence to a region twice as large if its own cannot take what is fed next."""
-        if sequence.done + len(sequence.feed) <= sequence.rows:
-            return
-        rows = 2 * sequence.rows
-        start = self._arena.allocate(rows)
-        self._arena.copy(sequence.start, start, sequence.done)
-        self._arena.free(sequence.start, sequence.rows)
-        sequence.start, sequence.rows = start, rows
-
-    def _requests(self) -> list[SampleRequest]:
-        """Every request that has no answer yet."""
-        running = {id(s.request): s.request.request for s in self._running}
-        return [*self._waiting, *running.values()]
-
-    def _forget_cancelled(self) -> None:
-        gone = [request for request in self._requests() if request.future.cancelled()]
-        for request in gone:
-            request.future.set_running_or_notify_cancel()  # so that concurrent.futures.wait hears of it
-        left = {id(request) for request in gone}
-        self._waiting = [request for request in self._waiting if id(request) not in left]
-        for sequence in self._running:
-            if id(sequence.request.request) in left:
-                self._arena.free(sequence.start, sequence.rows)
-        self._running = [s for s in self._running if id(s.request.request) not in left]
+    def _forget_answered(self) -> None:
+        """Give back the places of requests that were cancelled or failed."""
+        gone = [s for s in [*self._waiting, *self._running] if s.request.future.done()]
+        for sequence in gone:
+            self._release(sequence)
+        for future in {sequence.request.future for sequence in gone}:
+            if future.cancelled():
+                future.set_running_or_notify_cancel()  # so that concurrent.futures.wait hears of it
+        if gone:
+            self._waiting = [s for s in self._waiting if not s.request.future.done()]
+            self._running = [s for s in self._running if not s.request.future.done()]
 
 
 def _fail_for_nan(active: _Active) -> None:

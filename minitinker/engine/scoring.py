@@ -30,12 +30,27 @@ class PromptScores:
     finite: bool = True
 
 
-def score_prompt(net: Network, h: Array, request: SampleRequest, seed: int) -> PromptScores:
-    """h: (prompt, hidden_size), the final states of the request's prompt. Row i predicts the token at i + 1."""
+def first_scored(request: SampleRequest) -> int:
+    """The first place of the prompt whose state `score_prompt` needs; the prompt's length if it needs none."""
     size = len(request.prompt)
-    last = size - 1 if request.last_prompt_tokens is None else request.last_prompt_tokens
+    if request.prompt_targets is not None or request.prompt_alternatives:
+        return 0
+    if request.prompt_logprobs or request.top_prompt_logprobs:
+        return size - 1 - _last(request)
+    return size
+
+
+def _last(request: SampleRequest) -> int:
+    """Of how many tokens at the prompt's end logprobs are asked."""
+    return len(request.prompt) - 1 if request.last_prompt_tokens is None else request.last_prompt_tokens
+
+
+def score_prompt(net: Network, h: Array, request: SampleRequest, seed: int) -> PromptScores:
+    """h: the final states of the request's prompt from `first_scored` on, (places, hidden_size). The state of place i
+    predicts the token at i + 1."""
+    size, last = len(request.prompt), _last(request)
     logprobs = top = targets = alternatives = None
-    scored, found = h[size - 1 - last : size - 1], []
+    scored, found = h[len(h) - 1 - last : len(h) - 1], []
     if request.prompt_logprobs:
         found.append(target_logprobs(net, scored, request.prompt[size - last :]))
         logprobs = np.concatenate([np.full(size - last, np.nan, np.float32), found[-1]])
@@ -80,7 +95,7 @@ def _score_targets(net: Network, h: Array, asked: TensorData) -> TensorData:
     ops = net.ops
     for rows in head_chunks(net, len(h)):
         if (targets[rows] >= 0).any():
-            logits, _ = logits_forward(net, h[rows])
+            logits, _ = logits_forward(net.part(rows), h[rows])
             found, _ = ops.logprob_forward(logits, ops.array(np.maximum(targets[rows], 0)))
             logprobs[rows] = np.where(targets[rows] >= 0, ops.to_numpy(found), 0)
     return TensorData.from_numpy(logprobs).with_layout_of(asked)
@@ -96,7 +111,7 @@ def _draw_alternatives(net: Network, h: Array, request: SampleRequest, seed: int
     uniforms = np.array([[stream.next() for stream in streams] for _ in range(len(h))]).reshape(-1, draws)
     tokens, logprobs = np.zeros(uniforms.shape, np.int64), np.zeros(uniforms.shape, np.float32)
     for rows in head_chunks(net, len(h)):
-        logits, _ = logits_forward(net, h[rows])
+        logits, _ = logits_forward(net.part(rows), h[rows])
         count = len(uniforms[rows])
         options = (np.full(count, request.temperature), np.full(count, -1), np.full(count, 1.0))
         whole = [ops.array(option) for option in options]

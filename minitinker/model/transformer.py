@@ -10,7 +10,7 @@ cannot tell. A forward returns what its backward needs; a backward adds the grad
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,8 @@ from minitinker.model.packing import Packed
 
 Array = Any  # an array of the backend: NumPy's or torch's
 Grads = dict[str, tuple[Array, Array]]  # module name -> gradients of A and B, in the stacked shapes
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Network:
     lora: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     scale: Array = None
     adapter: Array = None
+
+    def part(self, rows: slice) -> "Network":
+        """The network of some of the rows."""
+        return self if self.adapter is None else replace(self, adapter=self.adapter[rows])
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def hidden_states(
         plan=ops.attention_plan(batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths),
         cache_rows=None if cache is None else ops.array(batch.cache_rows),
     )
-    x = ops.embedding(ops.array(batch.tokens), net.weights["model.embed_tokens.weight"])
+    x = ops.embedding(ops.array(batch.tokens), net.weights[EMBEDDING])
     saved_layers = []
     for i in range(config.num_hidden_layers):
         y, saved_layer = _layer_forward(net, i, x, places, cache)
@@ -108,7 +114,7 @@ def target_logprobs(net: Network, h: Array, targets: Array) -> Array:
     """h: (tokens, hidden_size), targets: (tokens,) int64 -> logprobs: (tokens,)."""
     ops, chunks = net.ops, []
     for rows in head_chunks(net, len(h)):
-        logits, _ = logits_forward(net, h[rows])
+        logits, _ = logits_forward(net.part(rows), h[rows])
         chunks.append(ops.to_numpy(ops.logprob_forward(logits, ops.array(targets[rows, None]))[0])[:, 0])
     return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
 
@@ -117,7 +123,7 @@ def top_logprobs(net: Network, h: Array, k: int) -> list[list[tuple[int, float]]
     """For each row of h: (tokens, hidden_size) the k likeliest tokens and their logprobs, likeliest first."""
     ops, found = net.ops, []
     for rows in head_chunks(net, len(h)):
-        logits, _ = logits_forward(net, h[rows])
+        logits, _ = logits_forward(net.part(rows), h[rows])
         likeliest = np.argsort(-ops.to_numpy(logits), axis=-1, kind="stable")[:, :k]
         logprobs = ops.to_numpy(ops.logprob_forward(logits, ops.array(likeliest))[0])
         found += [
@@ -234,8 +240,8 @@ def _norm_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
 
 def _linear_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
     a, b = net.lora.get(name, (None, None))
-    tied = name == "lm_head" and net.config.tie_word_embeddings
-    w = net.weights["model.embed_tokens.weight" if tied else f"{name}.weight"]
+    tied = name == "lm_head" and "lm_head.weight" not in net.weights
+    w = net.weights[EMBEDDING if tied else f"{name}.weight"]
     bias = net.weights.get(f"{name}.bias")
     return net.ops.lora_linear_forward(x, w, bias, a, b, net.scale, net.adapter)  # type: ignore
 

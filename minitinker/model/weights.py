@@ -86,7 +86,7 @@ class BaseModel:
             if place not in self._placed:
                 self._placed[place] = {
                     name: ops.lora_weight(w, ops.DTYPE)
-                    if name.endswith("_proj.weight")
+                    if name.endswith("_proj.weight") or name == "lm_head.weight"
                     else ops.array(w, ops.DTYPE)
                     for name, w in self.weights.items()
                 }
