@@ -22,7 +22,6 @@ Where each row's adapter is given, as in sampling, W' is never formed, and a row
 rows: see `_times`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
@@ -69,15 +68,17 @@ def lora_linear_forward(
         y += xa @ b[0].T
     else:
         y, rows = _times(x, w.T), _rows(adapter.tobytes())
-        if rows.table is None:
-            for i, own in rows.each():
+        if rows.alone:
+            y += _times(_scaled(_times(x, a[0].T), scale[0]), b[0].T)
+        elif rows.table is None:
+            for i, own in rows.each:
                 y[own] += _times(_scaled(_times(x[own], a[i].T), scale[i]), b[i].T)
         else:
             used = slice(len(rows.table))
-            narrow = _times(x[rows.table], a[used].swapaxes(-1, -2))  # (adapters, most, rank)
+            narrow = _times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))  # (adapters, most, rank)
             narrow *= scale[used, None, None]
             wide = _times(narrow, b[used].swapaxes(-1, -2))
-            y[rows.listed] += wide.reshape(-1, wide.shape[-1])[rows.places]
+            y[rows.listed] += wide.reshape(-1, wide.shape[-1]).take(rows.places, axis=0)
     if bias is not None:
         y += bias
     return y, (x, w, a, b, scale, adapter, merged, xa)
@@ -99,7 +100,7 @@ def lora_linear_backward(dy: Array, saved: Any) -> tuple[Array, Array | None, Ar
             np.matmul(dy.T, _scaled(x @ a[0].T, scale[0]), out=db[0])
         return dy @ merged, da, db
     dx = dy @ w
-    for i, own in [(0, slice(None))] if adapter is None else _rows(adapter.tobytes()).each():
+    for i, own in [(0, slice(None))] if adapter is None else _rows(adapter.tobytes()).each:
         u = _scaled(dy[own] @ b[i], scale[i])  # (rows, rank)
         dx[own] += u @ a[i]
         np.matmul(u.T, x[own], out=da[i])
@@ -137,39 +138,39 @@ def _dw_pays(tokens: int, a: Array, b: Array) -> bool:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Which rows have which adapter: listed, (rows,), are first those of adapter 0, then those of 1, ..., and
-    counts, (adapters,), says how many of each. alone: whether adapter 0 has all.
+    """Which rows have which adapter. each: (adapter, its rows), for those that have rows. alone: whether adapter 0 has
+    all; then these are a slice.
 
-    table: (adapters, most) rows of each, some other row where there are fewer; places: where in it the listed are.
-    None where the table would be mostly padding.
+    table: (adapters, most) the rows of each, some other row where there are fewer; listed: the rows of adapter 0, of
+    1, ...; places: where in the table these are. table None: it would be mostly padding.
     """
 
-    listed: Index
-    counts: Index
+    each: list[tuple[int, slice | Index]]
     alone: bool
     table: Index | None
+    listed: Index
     places: Index
-
-    def each(self) -> Iterator[tuple[int, slice | Index]]:
-        """(adapter, its rows), for each adapter that has rows."""
-        ends = np.cumsum(self.counts)
-        for i in np.flatnonzero(self.counts):
-            yield int(i), slice(None) if self.alone else self.listed[ends[i] - self.counts[i] : ends[i]]
 
 
 @lru_cache(maxsize=8)
 def _rows(adapter: bytes) -> _Rows:
     """Of the index as bytes, since the layers of a pass ask one after the other with the same."""
     index = np.frombuffer(adapter, np.int64)
-    counts = np.bincount(index[index >= 0], minlength=1)
     listed = np.argsort(index, kind="stable")[(index < 0).sum() :]
-    nth = np.arange(counts.max())
-    alone = len(index) > 0 and not index.any()
-    if alone or not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
-        return _Rows(listed, counts, alone, None, listed)
-    firsts = (np.cumsum(counts) - counts)[:, None]
-    table = listed[np.minimum(firsts + nth, listed.size - 1)]
-    return _Rows(listed, counts, alone, table, np.flatnonzero(nth < counts[:, None]))
+    if len(index) > 0 and not index.any():
+        return _Rows([(0, slice(None))], True, None, listed, listed)
+    counts = np.bincount(index[index >= 0])
+    ends = np.cumsum(counts)
+    each: list[tuple[int, slice | Index]] = [
+        (int(i), listed[ends[i] - counts[i] : ends[i]]) for i in np.flatnonzero(counts)
+    ]
+    nth = np.arange(
+        max(2, counts.max(initial=0))
+    )  # of an adapter's rows; BLAS has another function for a single one
+    if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
+        return _Rows(each, False, None, listed, listed)
+    table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
+    return _Rows(each, False, table, listed, np.flatnonzero(nth < counts[:, None]))
 
 
 def _times(x: Array, wt: Array) -> Array:

@@ -17,8 +17,11 @@ Array = NDArray[np.floating]
 def rms_norm_forward(x: Array, w: Array, eps: float) -> tuple[Array, Any]:
     """x: (..., d), w: (d,) -> y: (..., d). Each row along the last axis is normalised by itself."""
     d = x.shape[-1]
-    mean_square = np.einsum("...i,...i->...", x, x) / x.dtype.type(d)
-    rho = 1 / np.sqrt(mean_square + x.dtype.type(eps))[..., None]  # (..., 1)
+    rho = np.einsum("...i,...i->...", x, x)[..., None]  # (..., 1)
+    rho /= x.dtype.type(d)
+    rho += x.dtype.type(eps)
+    np.sqrt(rho, out=rho)
+    np.divide(1, rho, out=rho)
     y = x * rho
     y *= w
     return y, (x, w, rho)
