@@ -9,8 +9,9 @@ it isn't an array that the kernel needs), shared memory, and what its dots becam
 (the instruction of older chips), or fma (no tensor core, right for float32 and float64).
 
 The exit status is 1 if something doesn't compile, needs more shared memory than `kernels.place` asks of a device or
-has a grid that CUDA refuses, or if there is a kernel that no case here launches in float32 and bfloat16. float64 is for gradient
-checks: what fails there is told, but is no error. --only: names in `CASES` below. --quick leaves out most shapes.
+has a grid that CUDA refuses, or if there is a kernel that no case here launches in float32 and bfloat16. float64 is
+for gradient checks: what fails there is told, but is no error. --only: names in `CASES` below. --quick leaves out
+most shapes.
 
 To run with another Triton, use the Python of another environment:
     pip install torch numpy && pip install --no-deps "triton==3.6.*" && pip install -e .
