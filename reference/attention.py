@@ -49,10 +49,11 @@ class Blocks:
 @dataclass(frozen=True)
 class Plan:
     """Where the sequences are. singles: rows of q and (first, number) of keys of sequences with one query,
-    as in decoding, where there are several; blocks: all others."""
+    as in decoding, where there are several; blocks: all others. shared: whether sequences share rows of k and v."""
 
     singles: tuple[Index, Index, Index]
     blocks: list[Blocks]
+    shared: bool
 
 
 def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index) -> Plan:
@@ -69,13 +70,18 @@ def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths
     if single.sum() == 1:
         single[:] = False
     blocks = _blocks(q_starts[~single], q_lengths[~single], k_starts[~single], k_lengths[~single])
-    return Plan((q_starts[single], k_starts[single], k_lengths[single]), blocks)
+    some = q_lengths > 0
+    order = np.argsort(k_starts[some])
+    starts, ends = k_starts[some][order], (k_starts + k_lengths)[some][order]
+    shared = bool((ends[:-1] > starts[1:]).any())
+    return Plan((q_starts[single], k_starts[single], k_lengths[single]), blocks, shared)
 
 
 def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) -> tuple[Array, Any]:
     """q: (tokens, heads, head_dim), k, v: (kv_tokens, kv_heads, head_dim) -> o: (tokens, heads, head_dim).
 
-    plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros.
+    plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros. Sequences may share rows
+    of k and v, but have no backward then.
     """
     tokens, heads, head_dim = q.shape
     o = np.zeros((tokens + 1, heads, head_dim), q.dtype)  # one row more, -1, for what padding computes
@@ -99,8 +105,13 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
 
 
 def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
-    """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k."""
+    """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k.
+
+    Raises ValueError where sequences share rows of k and v: these have gradients of one sequence each.
+    """
     q, k, v, o, lse, plan, scale = saved
+    if plan.shared:
+        raise ValueError("sequences share rows of k and v; there is a backward only where each has its own")
     (tokens, heads, head_dim), kv_heads = q.shape, k.shape[1]
     dq = np.zeros((tokens + 1, heads, head_dim), q.dtype)
     dk, dv = np.zeros_like(k), np.zeros_like(v)
@@ -117,7 +128,7 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
         ds *= p
         ds *= q.dtype.type(scale)
         dk_block = (ds @ _grouped(q[block.queries], kv_heads)).swapaxes(1, 2)
-        for i, (_, keys) in enumerate(block.sizes):  # one by one, since sequences may share keys
+        for i, (_, keys) in enumerate(block.sizes):  # one by one, since blocks of a sequence share keys
             first = block.keys[i, 0]
             dk[first : first + keys] += dk_block[i, :keys]
             dv[first : first + keys] += dv_block[i, :keys]

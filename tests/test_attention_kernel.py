@@ -181,17 +181,6 @@ def test_subnormal_values_are_kept():
     np.testing.assert_allclose(o, means, rtol=1e-3)
 
 
-def test_sequences_may_share_keys_but_have_no_backward_then():
-    layout = packed([20, 20])
-    q, k, v = draw(0, layout, (1, 2), 8, np.float32)
-    k[20:], v[20:] = k[:20], v[:20]
-    expected, _ = attend(q, k, v, layout.plan(kernels))
-    o, saved = attend(q, k[:20], v[:20], plan_of([0, 20], [20, 20], [0, 0], [20, 20]))
-    np.testing.assert_array_equal(o, expected)
-    with pytest.raises(ValueError, match="share rows of k and v"):
-        kernels.attention_backward(kernels.array(o), saved)
-
-
 def test_more_heads_of_a_group_than_a_tile_has_rows_are_refused():
     layout = packed([2])
     q, k, v = draw(0, layout, (1, 65), 2, np.float32)
