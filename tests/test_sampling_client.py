@@ -175,7 +175,7 @@ def test_a_stop_string_may_lie_across_tokens_that_are_parts_of_characters(client
     assert len(spelled) == len(text.encode())
     for _ in range(40):
         client.forward_backward([datum(1, *spelled)], "cross_entropy")
-        client.optim_step(AdamParams(learning_rate=0.02))
+        client.optim_step(AdamParams(learning_rate=0.01))
     sampling_client = client.save_weights_and_get_sampling_client()
     params = {"given": prompt(1), "temperature": 0, "max_tokens": len(spelled)}
     assert tokens(draw(sampling_client, **params)) == [spelled]
