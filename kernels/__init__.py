@@ -22,7 +22,7 @@ from .lora_linear import lora_linear_backward, lora_linear_forward, lora_merge, 
 from .memory import BATCH_INVARIANT, HEAD_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_table
-from .sample import sample
+from .sample import sample, tempered_logprob
 from .side_by_side import on_one_core, side_by_side, width
 from .swiglu import swiglu_backward, swiglu_forward
 
@@ -59,6 +59,7 @@ __all__ = [
     "side_by_side",
     "swiglu_backward",
     "swiglu_forward",
+    "tempered_logprob",
     "to_numpy",
     "width",
     "zeros",

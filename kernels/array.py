@@ -6,9 +6,12 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.driver import driver
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: on a CPU, slowly, to check numbers
 DEVICE, DTYPE = ("cpu", "float32") if INTERPRETED else ("cuda:0", "bfloat16")
+# Bytes that the largest tile of any op needs; an H100, an H200 and a B200 have 227 KB, an A100 163, an L40 99.
+SHARED_MEMORY = 200 << 10
 
 
 def place(device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
@@ -36,6 +39,14 @@ def place(device: str | None = None, dtype: str | None = None) -> tuple[str, str
     device = names[0] if device == "cuda" else device
     if device not in names:
         raise ValueError(f"device is {device!r:.80}; there is: {', '.join(names)}")
+    index = names.index(device)
+    chip = torch.cuda.get_device_name(index)  # first: it initialises CUDA, which Triton takes for granted
+    shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    if shared < SHARED_MEMORY:
+        raise ValueError(
+            f"{device}, {chip}, has {shared >> 10} KB of shared memory for a program; the"
+            f" kernels' tiles need {SHARED_MEMORY >> 10} KB, as an H100 has: use backend='reference' here"
+        )
     return device, dtype
 
 

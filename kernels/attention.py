@@ -127,7 +127,8 @@ def attention_forward(
     """q: (tokens, heads, head_dim), k, v: (kv_tokens, kv_heads, head_dim) -> o: (tokens, heads, head_dim).
 
     plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros; rows of k and v that no
-    query sees may hold anything. Raises ValueError where more than 64 heads share their keys.
+    query sees may hold anything. Sequences may share rows of k and v, but have no backward then. Raises ValueError
+    where more than 64 heads share their keys.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     group = q.shape[1] // k.shape[1]
@@ -193,7 +194,7 @@ def _forward_kernel(
 def attention_backward(do: torch.Tensor, saved: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k.
 
-    Raises ValueError where sequences share rows of k and v.
+    Raises ValueError where sequences share rows of k and v: these have gradients of one sequence each.
     """
     q, k, v, o, lse, plan, scale = saved
     do = do.contiguous()

@@ -41,26 +41,23 @@ def sample(
     rows, vocab = logits.shape
     top, total = _log_sum_exp(logits)
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    logprobs = torch.empty_like(top)
-    tile = min(triton.next_power_of_2(vocab), TILE_BYTES // logits.element_size())
+    tile = _tile(logits)
     tiles = triton.next_power_of_2(triton.cdiv(vocab, tile))
     _forward_kernel[(rows,)](
-        logits, top, total, *settings, tokens, logprobs, vocab, sum_dtype(logits), tile, tiles, num_warps=16
+        logits, top, *settings, tokens, vocab, sum_dtype(logits), tile, tiles, num_warps=16
     )
-    return tokens, logprobs
+    return tokens, _logprobs(logits, top, total, tokens[:, None], settings[1])[:, 0]
 
 
 @triton.jit
 def _forward_kernel(
     z_ptr,
     top_ptr,
-    total_ptr,
     uniforms_ptr,
     temperature_ptr,
     top_k_ptr,
     top_p_ptr,
     tokens_ptr,
-    logprobs_ptr,
     vocab,
     SUM: tl.constexpr,
     TILE: tl.constexpr,
@@ -75,8 +72,7 @@ def _forward_kernel(
     top_p = tl.load(top_p_ptr + row).to(tl.float64)
 
     greedy = temperature == 0
-    # Below 1e-200 the smallest distance there is already makes p 0, and 1 / temperature might overflow.
-    inverse = 1 / tl.where(greedy, 1, tl.maximum(temperature, 1e-200))
+    inverse = _inverse(temperature)
     limit = _key(tl.full((), float("inf"), SUM))
     if greedy:
         limit = _key(tl.full((), 0, SUM))  # the largest alone, and of equals ...
@@ -91,12 +87,9 @@ def _forward_kernel(
     tiles = tl.arange(0, TILES)
     running = tl.full((), 0, tl.float64)
     after = tl.full((TILES,), float("inf"), tl.float64)  # the running sum at the end of each tile
-    before_cut = tl.zeros((TILE,), tl.float64)
     for tile in range(tl.cdiv(vocab, TILE)):
         distance = _distances(z_ptr, top, tile * TILE, vocab, SUM, TILE)
-        p = _p(distance, inverse)
-        before_cut += p
-        running += tl.sum(tl.where(_key(distance) <= limit, p, 0))
+        running += tl.sum(tl.where(_key(distance) <= limit, _p(distance, inverse), 0))
         after = tl.where(tiles == tile, running, after)
 
     drawn = uniform * running  # less than running: the running sum exceeds it somewhere
@@ -108,13 +101,60 @@ def _forward_kernel(
     # Sums formed in two orders may differ in their last bit: then none exceeds, and the last that is kept is meant.
     first = tl.min(tl.where(exceeds & (kept > 0), columns, vocab))
     last = tl.max(tl.where(kept > 0, columns, 0))
-    token = tl.minimum(first, last)
-    tl.store(tokens_ptr + row, token.to(tl.int64))
+    tl.store(tokens_ptr + row, tl.minimum(first, last).to(tl.int64))
 
-    z = tl.load(z_ptr + token).to(SUM)
-    untempered = _logprob(z, top, tl.load(total_ptr + row))
-    tempered = (z - top).to(tl.float64) * inverse - tl.log(tl.sum(before_cut))
-    tl.store(logprobs_ptr + row, tl.where(greedy | (temperature == 1), untempered, tempered.to(SUM)))
+
+def tempered_logprob(logits: torch.Tensor, tokens: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """What `sample` reports of given tokens, whichever is drawn. logits z: (rows, vocab), tokens: (rows, K) int64,
+    temperature >= 0: (rows,) -> logprobs: (rows, K), float32 for bfloat16."""
+    logits = logits.contiguous()
+    top, total = _log_sum_exp(logits)
+    return _logprobs(logits, top, total, tokens.contiguous(), temperature.contiguous())
+
+
+def _logprobs(
+    logits: torch.Tensor,
+    top: torch.Tensor,
+    total: torch.Tensor,
+    tokens: torch.Tensor,
+    temperature: torch.Tensor,
+) -> torch.Tensor:
+    rows, vocab = logits.shape
+    logprobs = torch.empty(tokens.shape, dtype=top.dtype, device=logits.device)
+    _logprob_kernel[(rows,)](
+        logits, top, total, temperature, tokens, logprobs, vocab, tokens.shape[1], sum_dtype(logits), _tile(logits),
+        num_warps=16,
+    )  # fmt: skip
+    return logprobs
+
+
+@triton.jit(do_not_specialize=["K"])
+def _logprob_kernel(
+    z_ptr,
+    top_ptr,
+    total_ptr,
+    temperature_ptr,
+    tokens_ptr,
+    logprobs_ptr,
+    vocab,
+    K,
+    SUM: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * vocab
+    top, total = tl.load(top_ptr + row), tl.load(total_ptr + row)
+    temperature = tl.load(temperature_ptr + row).to(tl.float64)
+    inverse = _inverse(temperature)
+    p = tl.zeros((TILE,), tl.float64)
+    for start in range(0, vocab, TILE):
+        p += _p(_distances(z_ptr, top, start, vocab, SUM, TILE), inverse)
+    log_total = tl.log(tl.sum(p))
+    for i in range(row * K, row * K + K):
+        z = tl.load(z_ptr + tl.load(tokens_ptr + i)).to(SUM)
+        tempered = (z - top).to(tl.float64) * inverse - log_total
+        as_it_is = (temperature == 0) | (temperature == 1)
+        tl.store(logprobs_ptr + i, tl.where(as_it_is, _logprob(z, top, total), tempered.to(SUM)))
 
 
 @triton.jit
@@ -159,6 +199,12 @@ def _distances(z_ptr, top, start, vocab, SUM: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def _inverse(temperature):
+    """1 / temperature, or 1 for 0. Below 1e-200 the smallest distance already makes p 0, and this might overflow."""
+    return 1 / tl.where(temperature == 0, 1, tl.maximum(temperature, 1e-200))
+
+
+@triton.jit
 def _p(distance, inverse):
     """p, but for a factor: that of the largest logit is 1."""
     return tl.exp(-distance.to(tl.float64) * inverse)
@@ -167,3 +213,8 @@ def _p(distance, inverse):
 @triton.jit
 def _key(distance):
     return distance.to(tl.int64 if distance.dtype == tl.float64 else tl.int32, bitcast=True)
+
+
+def _tile(logits: torch.Tensor) -> int:
+    """Logits of a row at once."""
+    return min(int(triton.next_power_of_2(logits.shape[1])), TILE_BYTES // logits.element_size())

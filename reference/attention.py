@@ -57,9 +57,10 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the sequences are."""
+    """Where the sequences are. shared: whether some share rows of k and v."""
 
     blocks: list[Blocks]
+    shared: bool
 
 
 def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index) -> Plan:
@@ -81,13 +82,18 @@ def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths
             # Of one query, as in decoding, more is padding than in the shape of larger blocks.
             shape = (0, seen.bit_length()) if rows == 1 else (-(-rows // ALIKE), -(-seen // ALIKE))
             alike[shape].append((q_start + first, rows, k_start, seen))
-    return Plan([_padded(*np.array(blocks).T[..., None]) for blocks in alike.values()])
+    some = q_lengths > 0
+    order = np.argsort(k_starts[some])
+    starts, ends = k_starts[some][order], (k_starts + k_lengths)[some][order]
+    shared = bool((ends[:-1] > starts[1:]).any())
+    return Plan([_padded(*np.array(blocks).T[..., None]) for blocks in alike.values()], shared)
 
 
 def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) -> tuple[Array, Any]:
     """q: (tokens, heads, head_dim), k, v: (kv_tokens, kv_heads, head_dim) -> o: (tokens, heads, head_dim).
 
-    plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros.
+    plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros. Sequences may share rows
+    of k and v, but have no backward then.
     """
     heads = q.shape[1]
     o = np.zeros_like(q)
@@ -106,8 +112,13 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
 
 
 def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
-    """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k."""
+    """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k.
+
+    Raises ValueError where sequences share rows of k and v: these have gradients of one sequence each.
+    """
     q, k, v, o, lse, plan, scale = saved
+    if plan.shared:
+        raise ValueError("sequences share rows of k and v; there is a backward only where each has its own")
     heads, kv_heads = q.shape[1], k.shape[1]
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     do_o = np.einsum("thd,thd->th", do, o)[..., None]
@@ -124,7 +135,7 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
         ds *= q.dtype.type(scale)
         dk_block = (ds @ _grouped(q[block.queries], kv_heads)).swapaxes(1, 2)
         dq_block = _ungrouped(ds.swapaxes(-1, -2) @ k.take(block.keys, axis=0).swapaxes(1, 2), heads)
-        for i, (rows, keys) in enumerate(block.sizes):  # one by one, since sequences may share keys
+        for i, (rows, keys) in enumerate(block.sizes):  # one by one, since blocks of a sequence share keys
             first_query, first_key = block.queries[i, 0], block.keys[i, 0]
             dq[first_query : first_query + rows] = dq_block[i, :rows]
             dk[first_key : first_key + keys] += dk_block[i, :keys]

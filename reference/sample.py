@@ -21,17 +21,34 @@ def sample(
     """logits z: (rows, vocab), uniforms in [0, 1): (rows,), temperature >= 0: (rows,), top_k: (rows,) with
     top_k < 1 for no limit, top_p in (0, 1]: (rows,) -> tokens: (rows,) int64, logprobs: (rows,).
     """
-    greedy = temperature == 0
-    z = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64)
-    z /= np.where(greedy, 1, temperature)[:, None]
+    z = _tempered(logits, temperature)
     p = np.exp(z)
-    log_total = np.log(p.sum(axis=-1))
     kept = _cut_to_top_p(_cut_to_top_k(p, top_k), top_p)
     running = kept.cumsum(axis=-1)
     drawn = (running > (uniforms * running[:, -1])[:, None]).argmax(axis=-1)
-    tokens = np.where(greedy, logits.argmax(axis=-1), drawn)
-    logprobs = np.take_along_axis(z, tokens[:, None], axis=-1)[:, 0] - log_total
-    return tokens, logprobs.astype(logits.dtype)
+    tokens = np.where(temperature == 0, logits.argmax(axis=-1), drawn)
+    return tokens, _logprobs(z, p, tokens[:, None]).astype(logits.dtype)[:, 0]
+
+
+def tempered_logprob(logits: Array, tokens: NDArray[np.int64], temperature: Array) -> Array:
+    """What `sample` reports of given tokens, whichever is drawn. logits z: (rows, vocab), tokens: (rows, K) int64,
+    temperature >= 0: (rows,) -> logprobs: (rows, K)."""
+    z = _tempered(logits, temperature)
+    return _logprobs(z, np.exp(z), tokens).astype(logits.dtype)
+
+
+def _tempered(logits: Array, temperature: Array) -> Array:
+    """z / temperature less the largest of its row, in float64: (rows, vocab)."""
+    z: Array = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64)
+    z /= np.where(temperature == 0, 1, temperature)[:, None]
+    return z
+
+
+def _logprobs(z: Array, p: Array, tokens: NDArray[np.int64]) -> Array:
+    """z: (rows, vocab), p: exp(z), tokens: (rows, K) -> (rows, K)."""
+    logprobs: Array = np.take_along_axis(z, tokens, axis=-1)
+    logprobs -= np.log(p.sum(axis=-1, keepdims=True))
+    return logprobs
 
 
 def _cut_to_top_k(p: Array, top_k: NDArray[np.int64]) -> Array:

@@ -26,8 +26,9 @@ def swiglu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     gate, up, s = saved
     silu = gate * s
     dup = dy * silu
-    slope = s - s * silu  # s (1 - gate s), the sum below lacks silu
-    slope += silu
+    slope = 1 - s  # first, and exact where s is near 1: times a large gate it would show
+    slope *= silu
+    slope += s
     slope *= up
     slope *= dy
     return slope, dup

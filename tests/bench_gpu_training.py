@@ -1,8 +1,10 @@
 """Training through the kernels beside transformers + PEFT, eager and compiled: `bench_train.py --backend kernels`.
 
-Each contender has a process of its own, one after the other, since a GPU does not hold them all; before each one
-the rate of a large matrix product is measured there, which MFU is relative to. All begin from the same A and B,
-and must agree on the loss of the first step within bfloat16's error before their speeds count.
+Each contender has a process of its own. Where a GPU holds them all they take turns, so that a clock that changes
+changes all of them: in a turn one step is made before the one that counts, and the memory given back after it.
+Models too large for that are trained by one contender after the other. Each process first measures the rate of a
+large matrix product, which MFU is relative to. All begin from the same A and B, and must agree on the loss of the
+first step within bfloat16's error before their speeds count.
 """
 
 import math
@@ -10,12 +12,14 @@ import os
 import time
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from bench_contenders import MODELS, Minitinker, Peft
 
 WORKS = {"0.6B": ("0.6B", [1024] * 16), "8B": ("8B", [1024] * 16), "small": ("XS", [9, 6])}
+TAKE_TURNS = {"0.6B", "small"}
 TURNS = {"0.6B": 10, "8B": 5, "small": 2}
 TARGETS = {"8B": 1.5}  # minitinker's tokens/s over those of PEFT eager
 CONTENDERS = ("minitinker", "PEFT eager", "PEFT compiled")
@@ -61,35 +65,84 @@ def matmul_rate(size: int) -> float:
     return 2 * size**3 / float(np.median(seconds[3:]))
 
 
-def measure(
-    kind: str, folder: str, tokens: list[Any], targets: list[Any], turns: int, small: bool
-) -> dict[str, Any]:
-    """Loss of the first step, median seconds of a later one, peak memory and the matrix rate. In a new process."""
+def contend(
+    link: Connection, kind: str, folder: str, tokens: list[Any], targets: list[Any], small: bool
+) -> None:
+    """Runs in a process of its own. Tells the loss of the first step and the matrix rate; then, for each True that
+    it hears, the seconds of a step; for False, peak memory and a note, and ends. An error is told instead."""
     import torch
 
     if small:
         os.environ["TRITON_INTERPRET"] = "1"
-    rate = matmul_rate(256 if small else 8192)
-    home = os.path.join(folder, "home")
-    if kind == "minitinker":
-        contender: Any = Minitinker(folder, home, tokens, targets, backend="kernels")
-    else:
-        with open(os.path.join(home, "adapter"), encoding="utf-8") as file:
-            adapter = file.read()
-        contender = Peft(folder, adapter, tokens, targets, compiled=kind == "PEFT compiled")
-    loss, seconds = contender.step(), []
-    contender.step()
-    if kind == "minitinker":
-        with open(os.path.join(home, "adapter"), "w", encoding="utf-8") as file:
-            file.write(contender.adapter())
-    for _ in range(turns):
-        begin = time.perf_counter()
+    try:
+        rate = matmul_rate(256 if small else 8192)
+        home = os.path.join(folder, "home")
+        if kind == "minitinker":
+            contender: Any = Minitinker(folder, home, tokens, targets, backend="kernels")
+        else:
+            with open(os.path.join(home, "adapter"), encoding="utf-8") as file:
+                adapter = file.read()
+            contender = Peft(folder, adapter, tokens, targets, compiled=kind == "PEFT compiled")
+        loss = contender.step()
         contender.step()
-        _synchronize()
-        seconds.append(time.perf_counter() - begin)
-    peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-    note = getattr(contender, "note", "")
-    return {"loss": loss, "seconds": float(np.median(seconds)), "peak": peak, "rate": rate, "note": note}
+        if kind == "minitinker":
+            with open(os.path.join(home, "adapter"), "w", encoding="utf-8") as file:
+                file.write(contender.adapter())
+        _give_back()
+        link.send({"loss": loss, "rate": rate})
+        while link.recv():
+            contender.step()
+            _synchronize()
+            begin = time.perf_counter()
+            contender.step()
+            _synchronize()
+            seconds = time.perf_counter() - begin
+            _give_back()
+            link.send(seconds)
+        peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        link.send({"peak": peak, "note": getattr(contender, "note", "")})
+    except RuntimeError as error:  # out of memory is one; anything else is shown in the table, too
+        link.send(error)
+
+
+class Contestant:
+    """A contender in its process. error: what went wrong there, after which it answers nothing more."""
+
+    def __init__(self, kind: str, *arguments: Any) -> None:
+        self.kind, self.seconds, self.error = kind, list[float](), ""
+        self.told: dict[str, Any] = {}
+        self.link, theirs = get_context("spawn").Pipe()
+        self.process = get_context("spawn").Process(
+            target=contend, args=(theirs, kind, *arguments), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self._hear()
+
+    def take_turn(self) -> None:
+        if not self.error:
+            self.link.send(True)
+            self._hear()
+
+    def end(self) -> None:
+        if not self.error:
+            self.link.send(False)
+            self._hear()
+        self.process.join()
+
+    def _hear(self) -> None:
+        try:
+            answer = self.link.recv()
+        except EOFError:
+            answer = RuntimeError("its process ended")
+        if isinstance(answer, RuntimeError):
+            if self.kind == "minitinker":
+                raise answer
+            self.error = str(answer).partition("\n")[0][:60]
+        elif isinstance(answer, float):
+            self.seconds.append(answer)
+        else:
+            self.told |= answer
 
 
 def bench_training(work: str, turns: int | None, folder: str) -> list[GpuRow]:
@@ -97,28 +150,46 @@ def bench_training(work: str, turns: int | None, folder: str) -> list[GpuRow]:
     model, lengths = WORKS[work]
     random, vocab = np.random.default_rng(1), MODELS[model][-1]
     tokens, targets = ([random.integers(0, vocab, n) for n in lengths] for _ in range(2))
-    count, rows, first = sum(lengths), [], None
-    flops = sum(n * flops_per_token(model, n) for n in lengths) / count
-    for kind in CONTENDERS:
-        if work == "small" and kind == "PEFT compiled":
-            continue  # its compiler takes longer than all else
-        arguments = (kind, folder, tokens, targets, turns or TURNS[work], work == "small")
-        with get_context("spawn").Pool(1) as pool:
-            try:
-                found = pool.apply(measure, arguments)
-            except RuntimeError as error:  # out of memory is one; anything else is shown in the table, too
-                if kind == "minitinker":
-                    raise
-                rows.append(GpuRow(work, kind, 0, 0, 0, None, str(error).partition("\n")[0][:60]))
-                continue
-        first = first or found
-        if not math.isclose(found["loss"], first["loss"], rel_tol=1e-2):
-            raise SystemExit(f"{work}: {kind} has the loss {found['loss']}, minitinker {first['loss']}")
-        speed = count / found["seconds"]
-        mfu = speed * flops / found["rate"]
-        ratio = found["seconds"] / first["seconds"]
-        rows.append(GpuRow(work, kind, speed, mfu, found["peak"], ratio, found["note"]))
-    return rows
+    turns = turns or TURNS[work]
+    kinds = [
+        kind for kind in CONTENDERS if work != "small" or kind != "PEFT compiled"
+    ]  # it compiles for minutes
+    contestants: list[Contestant] = []
+    for kind in kinds:  # minitinker first: it writes the adapter that all begin with
+        contestants.append(Contestant(kind, folder, tokens, targets, work == "small"))
+        if work not in TAKE_TURNS:
+            for _ in range(turns):
+                contestants[-1].take_turn()
+            contestants[-1].end()
+    if work in TAKE_TURNS:
+        for _ in range(turns):
+            for contestant in contestants:
+                contestant.take_turn()
+        for contestant in contestants:
+            contestant.end()
+    return [_row(work, contestant, contestants[0]) for contestant in contestants]
+
+
+def _row(work: str, contestant: Contestant, ours: Contestant) -> GpuRow:
+    model, lengths = WORKS[work]
+    if contestant.error:
+        return GpuRow(work, contestant.kind, 0, 0, 0, None, contestant.error)
+    if not math.isclose(contestant.told["loss"], ours.told["loss"], rel_tol=1e-2):
+        raise SystemExit(
+            f"{work}: {contestant.kind} has the loss {contestant.told['loss']}, minitinker {ours.told['loss']}"
+        )
+    seconds, our_seconds = (float(np.median(one.seconds)) for one in (contestant, ours))
+    flops = sum(n * flops_per_token(model, n) for n in lengths)
+    told = contestant.told
+    return GpuRow(
+        work,
+        contestant.kind,
+        sum(lengths) / seconds,
+        flops / seconds / told["rate"],
+        told["peak"],
+        seconds / our_seconds,
+        told["note"],
+    )
 
 
 def print_gpu_table(rows: list[GpuRow]) -> bool:
@@ -141,3 +212,11 @@ def _synchronize() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _give_back() -> None:
+    """Memory that torch keeps beyond what arrays hold, for the other contenders' turns."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -8,9 +8,10 @@ line per kernel, dtype and set of constants: registers a thread, bytes of stack 
 it isn't an array that the kernel needs), shared memory, and what its dots became: wgmma as they should in bfloat16, mma
 (the instruction of older chips), or fma (no tensor core, right for float32 and float64).
 
-The exit status is 1 if something doesn't compile, needs more than 227 KB of shared memory or has a grid that
-CUDA refuses, or if there is a kernel that no case here launches in float32 and bfloat16. float64 is for gradient
-checks: what fails there is told, but is no error. --only: names in `CASES` below. --quick leaves out most shapes.
+The exit status is 1 if something doesn't compile, needs more shared memory than `kernels.place` asks of a device or
+has a grid that CUDA refuses, or if there is a kernel that no case here launches in float32 and bfloat16. float64 is
+for gradient checks: what fails there is told, but is no error. --only: names in `CASES` below. --quick leaves out
+most shapes.
 
 To run with another Triton, use the Python of another environment:
     pip install torch numpy && pip install --no-deps "triton==3.6.*" && pip install -e .
@@ -38,13 +39,13 @@ os.environ.setdefault(
 import numpy as np
 import torch
 import triton
+from minitinker.kernels.array import SHARED_MEMORY
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from minitinker import kernels
 
-MOST_SHARED = 227 * 1024  # bytes that a program can have on an H100
 MOST_PROGRAMS = (
     2**31 - 1,
     65_535,
@@ -102,7 +103,7 @@ def compile_instead_of_launching(jit: JITFunction, *args: Any, grid: Any, warmup
     if (current_dtype, compiled.hash) not in seen:
         seen.add((current_dtype, compiled.hash))
         note(jit, compiled, arguments.arguments)
-    if compiled.metadata.shared > MOST_SHARED:
+    if compiled.metadata.shared > SHARED_MEMORY:
         raise MemoryError(f"{name_of(jit)} needs {compiled.metadata.shared} bytes of shared memory")
     return compiled
 

@@ -19,11 +19,12 @@ from minitinker import ServiceClient
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    """A ServiceClient for the tests of one file, with its own storage."""
+def service(request, tmp_path_factory):
+    """A ServiceClient for the tests of one file, with its own storage: on the backend that $MINITINKER_BACKEND
+    names, or on each in turn for a test marked `on_both_backends`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINITINKER_HOME", str(tmp_path_factory.mktemp("home")))
-        service = ServiceClient()
+        service = ServiceClient(**getattr(request, "param", {}))
     yield service
     service.close("errored")
 

@@ -7,10 +7,21 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny_models import make_model, with_tokenizer
 
 from minitinker import SamplingClient, TrainingClient
 from minitinker.types import AdamParams, Datum, ModelInput, SampleResponse, SamplingParams
+
+# For tests of the `service` fixture, or of one that is made of it.
+on_both_backends = pytest.mark.parametrize(
+    "service",
+    [
+        pytest.param({"backend": "reference"}, id="reference"),
+        pytest.param({"backend": "kernels", "dtype": "float32"}, id="kernels"),
+    ],
+    indirect=True,
+)
 
 
 @cache
@@ -46,7 +57,8 @@ def train(client: TrainingClient, steps: int = 2, learning_rate: float = 0.02) -
 def weights(client: TrainingClient) -> np.ndarray:
     """A copy of the adapter's weights, once all that was asked for is done: (size,) float32."""
     client.get_info()
-    return client._run.trainer.flat.copy()
+    trainer = client._run.trainer
+    return trainer.ops.to_numpy(trainer.flat).copy()
 
 
 def logprobs(client: TrainingClient, text: list[int]) -> np.ndarray:

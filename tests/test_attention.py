@@ -315,3 +315,29 @@ def test_more_queries_than_keys_are_refused(ops, queries, keys):
     few = next(f"{n} queries but {m} keys" for n, m in zip(queries, keys, strict=True) if n > m)
     with pytest.raises(ValueError, match=few):
         layout.plan(ops)
+
+
+@pytest.mark.parametrize("lengths", [[20, 20], [1, 1], [3, 20]])
+def test_sequences_may_share_keys_but_have_no_backward_then(ops, lengths):
+    apart = packed(lengths)
+    q, k, v = draw(0, apart, (1, 2), 8)
+    k, v = (x[-lengths[1] :] for x in (k, v))
+    both_k, both_v = (np.concatenate([x[: lengths[0]], x]) for x in (k, v))
+    expected, _ = forward(ops, OP, q, both_k, both_v, apart.plan(ops), 0.3)
+    plan = ops.attention_plan(apart.q_starts, apart.q_lengths, np.zeros(2, np.int64), apart.k_lengths)
+    o, saved = forward(ops, OP, q, k, v, plan, 0.3)
+    check_close(o, expected)
+    with pytest.raises(ValueError, match="share rows of k and v"):
+        backward(ops, OP, o, saved)
+
+
+def test_a_sequence_without_queries_may_share_the_keys_of_another(ops):
+    layout = packed([4])
+    arrays = draw(0, layout, (1, 2), 8)
+    answers = []
+    for places in ([[0], [4], [0], [4]], [[0, 0], [4, 0], [0, 1], [4, 2]]):
+        plan = ops.attention_plan(*(np.array(x, np.int64) for x in places))
+        o, saved = forward(ops, OP, *arrays, plan, 0.3)
+        answers.append([o, *backward(ops, OP, o, saved)])
+    for one, other in zip(*answers, strict=True):
+        np.testing.assert_array_equal(one, other)

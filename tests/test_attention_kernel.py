@@ -1,22 +1,18 @@
 """What holds of the attention kernels only: their bits, and what the memory around the arrays may hold."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import COMPILED, check_close, seeds
+from op_checks import COMPILED, check_close, in_each_dtype, seeds
+from poisoned import poisoned
 from test_attention import draw, draw_layout, packed
 
 from minitinker import kernels, reference
 
-DTYPES = ["float32", "bfloat16"] if COMPILED else ["float32"]  # the interpreter computes bfloat16 wrongly
 TILE = 16  # keys of a tile in float32
 LONG = 150 if COMPILED else 40  # more keys than some tiles of the forward have together
 
-in_each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 few = settings(max_examples=8)  # a program takes the interpreter milliseconds
 groups = st.sampled_from([1, 2, 3, 4, 8])
 head_dims = st.sampled_from([1, 8, 16, 20, 64, 128])
@@ -119,50 +115,46 @@ def test_a_sequence_has_the_same_bits_alone_and_anywhere_in_a_batch(dtype, seque
             np.testing.assert_array_equal(ours_alone, ours)
 
 
+@in_each_dtype
 @few
 @given(sequences=sequences, seed=seeds)
-def test_what_stands_in_rows_of_no_sequence_changes_nothing(sequences, seed):
+def test_what_stands_in_rows_of_no_sequence_changes_nothing(dtype, sequences, seed):
     layout = draw_layout(seed, sequences)
     q, k, v = draw(seed, layout, (1, 3), 8, np.float32)
-    expected = forward_and_backward(q, k, v, layout.plan(kernels))
+    expected = forward_and_backward(q, k, v, layout.plan(kernels), dtype)
     no_query, no_key = np.ones(layout.tokens, bool), np.ones(layout.kv_tokens, bool)
     for (rows, keys), (queries, _) in zip(layout.sequences(), sequences, strict=True):
         no_query[rows], no_key[keys] = False, queries == 0
     q[no_query] = k[no_key] = v[no_key] = np.nan
-    for ours, theirs in zip(forward_and_backward(q, k, v, layout.plan(kernels)), expected, strict=True):
+    answers = forward_and_backward(q, k, v, layout.plan(kernels), dtype)
+    for ours, theirs in zip(answers, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@in_each_dtype
 @few
 @given(sequences=sequences, in_order=st.booleans(), head_dim=st.sampled_from([5, 16]), seed=seeds)
-def test_every_number_of_an_answer_is_written(sequences, in_order, head_dim, seed):
+def test_every_number_of_an_answer_is_written(dtype, sequences, in_order, head_dim, seed):
     layout = packed([n for n, _ in sequences]) if in_order else draw_layout(seed, sequences)
     arrays = draw(seed, layout, (2, 3), head_dim, np.float32)
-    expected = forward_and_backward(*arrays, layout.plan(kernels))
-    with new_arrays_full_of_nan():
-        answers = forward_and_backward(*arrays, layout.plan(kernels))
+    expected = forward_and_backward(*arrays, layout.plan(kernels), dtype)
+    with poisoned():
+        answers = forward_and_backward(*arrays, layout.plan(kernels), dtype)
     for ours, theirs in zip(answers, expected, strict=True):
         assert np.isfinite(ours).all()
         np.testing.assert_array_equal(ours, theirs)
 
 
-@contextmanager
-def new_arrays_full_of_nan():
-    empty, empty_like = torch.empty, torch.empty_like
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(np.nan))
-        patch.setattr(torch, "empty_like", lambda *args, **kwargs: empty_like(*args, **kwargs).fill_(np.nan))
-        yield
-
-
-def test_arrays_that_are_not_contiguous_give_the_same_bits():
+@in_each_dtype
+def test_arrays_that_are_not_contiguous_give_the_same_bits(dtype):
     layout = packed([5, 20])
     arrays = draw(0, layout, (2, 3), 8, np.float32)
     arrays.append(np.cos(arrays[0]))
     answers = []
     for turned in (False, True):
         q, k, v, do = (
-            kernels.array(x.swapaxes(0, 1)).transpose(0, 1) if turned else kernels.array(x) for x in arrays
+            kernels.array(x.swapaxes(0, 1), dtype).transpose(0, 1) if turned else kernels.array(x, dtype)
+            for x in arrays
         )
         assert q.is_contiguous() != turned
         o, saved = kernels.attention_forward(q, k, v, layout.plan(kernels), 0.3)
@@ -187,17 +179,6 @@ def test_subnormal_values_are_kept():
     o, _ = attend(np.zeros_like(k), k, v, layout.plan(kernels))
     means = np.cumsum(v, axis=0, dtype=np.float64) / np.arange(1, 41)[:, None, None]
     np.testing.assert_allclose(o, means, rtol=1e-3)
-
-
-def test_sequences_may_share_keys_but_have_no_backward_then():
-    layout = packed([20, 20])
-    q, k, v = draw(0, layout, (1, 2), 8, np.float32)
-    k[20:], v[20:] = k[:20], v[:20]
-    expected, _ = attend(q, k, v, layout.plan(kernels))
-    o, saved = attend(q, k[:20], v[:20], plan_of([0, 20], [20, 20], [0, 0], [20, 20]))
-    np.testing.assert_array_equal(o, expected)
-    with pytest.raises(ValueError, match="share rows of k and v"):
-        kernels.attention_backward(kernels.array(o), saved)
 
 
 def test_more_heads_of_a_group_than_a_tile_has_rows_are_refused():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +61,20 @@ def test_kernels_without_a_gpu_or_the_interpreter_are_refused_with_what_would_he
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert "BadRequestError: torch sees no NVIDIA GPU" in out.stderr
     assert "TRITON_INTERPRET=1" in out.stderr
+
+
+def test_a_gpu_whose_shared_memory_the_tiles_do_not_fit_is_refused_by_name(monkeypatch):
+    shared = [227 << 10, 99 << 10]
+    utils = SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": shared[index]})
+    module = sys.modules[kernels.place.__module__]
+    monkeypatch.setattr(module, "driver", SimpleNamespace(active=SimpleNamespace(utils=utils)))
+    monkeypatch.setattr(module, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"chip {index}")
+    assert kernels.place("cuda", "bfloat16") == ("cuda:0", "bfloat16")
+    said = r"cuda:1, chip 1, has 99 KB of shared memory .* need 200 KB.* backend='reference'"
+    with pytest.raises(BadRequestError, match=said):
+        load_backend("kernels", "cuda:1")
 
 
 def test_a_backend_that_is_not_installed_is_refused_with_what_to_install(monkeypatch):

@@ -6,6 +6,7 @@ Without a GPU the kernels run in Triton's interpreter, on a model of a few thous
 import numpy as np
 import pytest
 import torch
+from small_clients import weights
 from tiny_models import make_model, with_tokenizer
 
 from minitinker import (
@@ -18,6 +19,10 @@ from minitinker import (
     TensorData,
     kernels,
 )
+from minitinker.backend import load_backend
+from minitinker.engine.trainer import Trainer
+from minitinker.model.adapter import adapter_spec
+from minitinker.model.weights import load_base_model
 
 GPU = torch.cuda.is_available()
 MICRO = {"vocab_size": 264, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
@@ -148,6 +153,42 @@ def test_what_the_sampler_reports_forward_reports_too_to_the_last_bit(service, m
             np.testing.assert_array_equal(np.float32(sequence.logprobs), said)
 
 
+def test_logprobs_of_a_prompt_have_the_bits_that_forward_reports(service, model):
+    client = service("kernels", dtype="float32").create_lora_training_client(model, rank=4, seed=0)
+    sampler = run(client, draw_data([9]), steps=1)[2]
+    prompts = [[5, 6, 7], [8, 9], list(range(40, 53))]
+    answers = [sample(sampler, prompt) for prompt in prompts]  # all in one pass
+    computed = [sampler.compute_logprobs(ModelInput.from_ints(prompt)) for prompt in prompts]
+    for prompt, answer, alone in zip(prompts, answers, computed, strict=True):
+        said = said_by_forward(client, prompt[:1], prompt[1:])
+        for found in (answer.result().prompt_logprobs, alone.result()):
+            assert found[0] is None
+            np.testing.assert_array_equal(np.float32(found[1:]), said)
+
+
+def test_activations_that_are_formed_again_change_no_bit(service, model):
+    data, answers = draw_data([5, 1, 9]), []
+    for recompute in (False, True):
+        made = service("kernels", dtype="float32", recompute=recompute)
+        client = made.create_lora_training_client(model, rank=4, seed=0)
+        losses, logprobs, _ = run(client, data, steps=2)
+        answers.append([losses, logprobs, weights(client)])
+    for kept, formed_again in zip(*answers, strict=True):
+        np.testing.assert_array_equal(kept, formed_again)
+
+
+def test_weights_put_back_are_rounded_anew_for_the_layers(model, monkeypatch):
+    monkeypatch.setattr(kernels, "place", lambda device, dtype: (kernels.DEVICE, dtype))
+    ops = load_backend("kernels", dtype="bfloat16")  # for nothing that the interpreter would compute wrongly
+    base = load_base_model(model)
+    trainer = Trainer(ops, base, adapter_spec(base.config, 2, True, True, True), seed=0)
+    flat = np.random.default_rng(0).standard_normal(trainer.spec.size, np.float32)
+    trainer.restore(flat, None, None, 0)
+    np.testing.assert_array_equal(ops.to_numpy(trainer.flat), flat)
+    for working in (trainer.copy, trainer.snapshot().flat):
+        assert torch.equal(working, ops.array(flat, "bfloat16"))
+
+
 def test_rows_of_several_adapters_decode_together_with_the_bits_of_each_alone(service, model):
     client = service("kernels", dtype="float32").create_lora_training_client(model, rank=4, seed=0)
     samplers = [run(client, draw_data([6]), steps=1)[2], run(client, draw_data([4]), steps=1)[2]]
@@ -198,8 +239,9 @@ def test_in_bfloat16_a_model_of_a_real_size_samples_with_the_bits_that_forward_r
     answers = [sample(sampler, prompt, samples=1, tokens=8) for prompt in prompts]
     for prompt, answer in zip(prompts, answers, strict=True):
         (sequence,) = answer.result().sequences
-        said = said_by_forward(client, prompt, sequence.tokens)
-        np.testing.assert_array_equal(np.float32(sequence.logprobs), said)
+        said = said_by_forward(client, prompt[:1], [*prompt[1:], *sequence.tokens])
+        found = [*answer.result().prompt_logprobs[1:], *sequence.logprobs]
+        np.testing.assert_array_equal(np.float32(found), said)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import backward, check_close, check_equals_reference, forward, seeds
+from op_checks import backward, check_close, check_equals_reference, forward, in_each_dtype, seeds
 from poisoned import poisoned
+from test_rms_norm import torch_rms_norm
 
 from minitinker import kernels
 
@@ -21,48 +22,53 @@ def draw(seed, shape):
     return rng.standard_normal(shape, np.float32), rng.standard_normal(shape[-1], np.float32)
 
 
-def answers(x, w, dy):
+def answers(x, w, dy, dtype="float32"):
     """y and dx."""
-    y, saved = forward(kernels, "rms_norm", x, w, 1e-6)
-    return y, *backward(kernels, "rms_norm", dy, saved)
+    y, saved = forward(kernels, "rms_norm", x, w, 1e-6, dtype=dtype)
+    return y, *backward(kernels, "rms_norm", dy, saved, dtype)
 
 
+@in_each_dtype
 @few
 @given(leading=leading, d=widths, size=st.sampled_from([1e-40, 1e-20, 1.0, 1e17]), seed=seeds)
-def test_the_kernel_equals_the_reference(leading, d, size, seed):
+def test_the_kernel_equals_the_reference(dtype, leading, d, size, seed):
     x, w = draw(seed, (*leading, d))
-    check_equals_reference(kernels, "rms_norm", [x * np.float32(size), w], [1e-6], seed=seed)
+    arrays = [x * np.float32(size), w]
+    check_equals_reference("rms_norm", dtype, torch_rms_norm(1e-6), arrays, [1e-6], seed=seed)
 
 
+@in_each_dtype
 @few
 @given(rows=st.integers(1, 40), d=widths, seed=seeds)
-def test_a_row_has_the_same_bits_alone_and_anywhere_in_a_batch(rows, d, seed):
+def test_a_row_has_the_same_bits_alone_and_anywhere_in_a_batch(dtype, rows, d, seed):
     (x, w), (dy, _) = draw(seed, (rows, d)), draw(seed + 1, (rows, d))
-    together = answers(x, w, dy)
+    together = answers(x, w, dy, dtype)
     order = np.random.default_rng(seed).permutation(rows)
     for part in (slice(0, 1), slice(rows // 2, rows // 2 + 1), slice(rows // 3, None), order):
-        for apart, whole in zip(answers(x[part], w, dy[part]), together, strict=True):
+        for apart, whole in zip(answers(x[part], w, dy[part], dtype), together, strict=True):
             np.testing.assert_array_equal(apart, whole[part])
 
 
+@in_each_dtype
 @few
 @given(rows=st.integers(1, 5), heads=st.integers(1, 4), d=st.integers(1, 20), seed=seeds)
-def test_arrays_may_be_of_any_strides(rows, heads, d, seed):
+def test_arrays_may_be_of_any_strides(dtype, rows, heads, d, seed):
     x, w = draw(seed, (heads, d, rows))
-    x, w = kernels.array(x).permute(2, 0, 1), kernels.array(np.repeat(w[:1], 2 * d))[::2]
+    x, w = kernels.array(x, dtype).permute(2, 0, 1), kernels.array(np.repeat(w[:1], 2 * d), dtype)[::2]
     y, saved = kernels.rms_norm_forward(x, w, 1e-6)
     dx = kernels.rms_norm_backward(x, saved)
-    for actual, expected in zip((y, dx), answers(*map(kernels.to_numpy, (x, w, x))), strict=True):
+    for actual, expected in zip((y, dx), answers(*map(kernels.to_numpy, (x, w, x)), dtype), strict=True):
         np.testing.assert_array_equal(kernels.to_numpy(actual), expected)
 
 
+@in_each_dtype
 @few
 @given(rows=st.integers(1, 40), d=widths, seed=seeds)
-def test_every_number_is_written(rows, d, seed):
+def test_every_number_is_written(dtype, rows, d, seed):
     x, w = draw(seed, (rows, d))
-    expected = answers(x, w, x + 1)
+    expected = answers(x, w, x + 1, dtype)
     with poisoned():
-        actual = answers(x, w, x + 1)
+        actual = answers(x, w, x + 1, dtype)
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -206,3 +206,16 @@ def test_one_row_alone_is_close_to_its_logprob_in_a_forward_pass(ops):
     tokens, logprobs = draw(ops, logits, [0.1, 0.4, 0.6, 0.9])
     expected, _ = ops.logprob_forward(ops.array(logits), ops.array(tokens[:, None]))
     check_close(logprobs, ops.to_numpy(expected)[:, 0])
+
+
+@law(15, settings=rows_of_settings, vocab=vocabs, dtype=dtypes, seed=seeds)
+def test_of_a_token_is_said_the_same_to_the_bit_whether_it_is_drawn_or_asked_for(
+    ops, settings, vocab, dtype, seed
+):
+    logits, uniforms, temperature, top_k, top_p = draw_rows(seed, settings, vocab, dtype)
+    tokens, logprobs = draw(ops, logits, uniforms, temperature, top_k, top_p)
+    everything = np.tile(np.arange(vocab), (len(logits), 1))
+    found = ops.to_numpy(ops.tempered_logprob(*(ops.array(x) for x in (logits, everything, temperature))))
+    assert found.dtype == logprobs.dtype
+    np.testing.assert_array_equal(np.take_along_axis(found, tokens[:, None], -1)[:, 0], logprobs)
+    check_close(np.exp(found).sum(-1), np.ones(len(logits), dtype))

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import COMPILED, TOLERANCE, dtypes, seeds
+from op_checks import TOLERANCE, in_each_dtype, in_float64_too, on, rounded, seeds
 from poisoned import poisoned
 
 from minitinker import kernels, reference
@@ -24,18 +23,19 @@ tails = st.integers(0, 2)
 LAST_UNIFORM = math.nextafter(1, 0)
 
 
-def sample(ops, *inputs):
-    return [ops.to_numpy(x) for x in ops.sample(*(ops.array(x) for x in inputs))]
+def sample(ops, *inputs, dtype=None):
+    """Tokens and logprobs. dtype: that of the logits; None: as they are."""
+    return [ops.to_numpy(x) for x in ops.sample(*on(ops, inputs, dtype, wide=(1, 2, 4)))]
 
 
-def draw(seed, settings, vocab, dtype=np.float32):
+def draw(seed, settings, vocab, dtype="float32"):
     """logits, uniforms, temperature, top_k, top_p."""
     rng = np.random.default_rng(seed)
     temperature, top_k, top_p, grain = (np.array(x) for x in zip(*settings, strict=True))
     logits = 4 * rng.standard_normal((len(settings), vocab))
     step = np.where(grain == 0, 1, grain)[:, None]
-    logits = np.where(grain[:, None] == 0, logits, step * np.round(logits / step)).astype(dtype)
-    return [logits, rng.random(len(settings)), temperature, top_k, top_p]
+    logits = np.where(grain[:, None] == 0, logits, step * np.round(logits / step))
+    return [rounded(logits, dtype), rng.random(len(settings)), temperature, top_k, top_p]
 
 
 def one_row(logits, uniform, temperature=1.0, top_k=-1, top_p=1.0):
@@ -43,14 +43,15 @@ def one_row(logits, uniform, temperature=1.0, top_k=-1, top_p=1.0):
     return [row, *(np.array([x]) for x in (uniform, temperature, top_k, top_p))]
 
 
+@in_float64_too
 @few
-@given(settings=rows_of_settings, vocab=vocabs, dtype=dtypes, seed=seeds)
-def test_the_kernel_draws_the_token_of_the_reference(settings, vocab, dtype, seed):
+@given(settings=rows_of_settings, vocab=vocabs, seed=seeds)
+def test_the_kernel_draws_the_token_of_the_reference(dtype, settings, vocab, seed):
     inputs = draw(seed, settings, vocab, dtype)
-    tokens, logprobs = sample(kernels, *inputs)
+    tokens, logprobs = sample(kernels, *inputs, dtype=dtype)
     expected, expected_logprobs = reference.sample(*inputs)
     np.testing.assert_array_equal(tokens, expected)
-    assert (tokens.dtype, logprobs.dtype) == (np.int64, dtype)
+    assert (tokens.dtype, logprobs.dtype) == (np.int64, inputs[0].dtype)
     tolerance = TOLERANCE[logprobs.dtype]
     np.testing.assert_allclose(logprobs, expected_logprobs, rtol=tolerance, atol=10 * tolerance)
 
@@ -75,46 +76,52 @@ def test_logits_a_last_bit_apart_are_no_equals(top_k):
     assert sample(kernels, *one_row(logits, LAST_UNIFORM, top_k=top_k))[0] == [top_k - 1]
 
 
+@in_float64_too
 @few
-@given(settings=rows_of_settings, vocab=vocabs, dtype=dtypes, seed=seeds)
-def test_at_temperatures_1_and_0_the_logprob_has_the_bits_of_a_forward_pass(settings, vocab, dtype, seed):
+@given(settings=rows_of_settings, vocab=vocabs, seed=seeds)
+def test_at_temperatures_1_and_0_the_logprob_has_the_bits_of_a_forward_pass(dtype, settings, vocab, seed):
     inputs = draw(seed, settings, vocab, dtype)
     inputs[2] = np.where(inputs[2] > 0.5, 1.0, 0.0)
-    tokens, logprobs = sample(kernels, *inputs)
-    y, _ = kernels.logprob_forward(kernels.array(inputs[0]), kernels.array(tokens[:, None]))
+    tokens, logprobs = sample(kernels, *inputs, dtype=dtype)
+    y, _ = kernels.logprob_forward(kernels.array(inputs[0], dtype), kernels.array(tokens[:, None]))
     np.testing.assert_array_equal(logprobs, kernels.to_numpy(y)[:, 0])
 
 
+@in_float64_too
 @few
-@given(settings=rows_of_settings, vocab=vocabs, before=tails, after=tails, dtype=dtypes, seed=seeds)
-def test_a_row_has_the_same_bits_alone_and_anywhere_in_any_batch(settings, vocab, before, after, dtype, seed):
+@given(settings=rows_of_settings, vocab=vocabs, before=tails, after=tails, seed=seeds)
+def test_a_row_has_the_same_bits_alone_and_anywhere_in_any_batch(dtype, settings, vocab, before, after, seed):
     inputs = draw(seed, settings[:1], vocab, dtype)
     others = draw(seed + 1, (settings * 4)[: before + after + 1], vocab, dtype)
     batch = [np.concatenate([o[:before], x, o[before + 1 :]]) for x, o in zip(inputs, others, strict=True)]
-    for alone, among_others in zip(sample(kernels, *inputs), sample(kernels, *batch), strict=True):
+    answers = sample(kernels, *inputs, dtype=dtype), sample(kernels, *batch, dtype=dtype)
+    for alone, among_others in zip(*answers, strict=True):
         np.testing.assert_array_equal(among_others[before], alone[0])
 
 
+@in_each_dtype
 @few
 @given(settings=rows_of_settings, vocab=vocabs, seed=seeds)
-def test_every_token_and_logprob_is_written(settings, vocab, seed):
+def test_every_token_and_logprob_is_written(dtype, settings, vocab, seed):
     inputs = draw(seed, settings, vocab)
-    expected = sample(kernels, *inputs)
+    expected = sample(kernels, *inputs, dtype=dtype)
     with poisoned():
-        answers = sample(kernels, *inputs)
+        answers = sample(kernels, *inputs, dtype=dtype)
     assert not np.isnan(answers[1]).any()
     for actual, wanted in zip(answers, expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
 
 
+@in_each_dtype
 @few
 @given(settings=rows_of_settings, vocab=st.integers(1, 40), seed=seeds)
-def test_inputs_may_be_strided_and_settings_of_other_dtypes(settings, vocab, seed):
+def test_inputs_may_be_strided_and_settings_of_other_dtypes(dtype, settings, vocab, seed):
     inputs = draw(seed, settings, vocab)
     inputs[1:] = [x.astype(np.float32).astype(x.dtype) for x in inputs[1:]]
-    strided = [kernels.array(np.repeat(x, 2, -1))[..., ::2] for x in inputs]
+    wide = [np.repeat(x, 2, -1) for x in inputs]
+    strided = [x[..., ::2] for x in on(kernels, wide, dtype, wide=(1, 2, 4))]
     narrow = [strided[0], strided[1].float(), strided[2].float(), strided[3].int(), strided[4].float()]
-    expected = sample(kernels, *inputs)
+    expected = sample(kernels, *inputs, dtype=dtype)
     for given_ in (strided, narrow):
         for actual, wanted in zip(kernels.sample(*given_), expected, strict=True):
             np.testing.assert_array_equal(kernels.to_numpy(actual), wanted)
@@ -163,14 +170,3 @@ def test_a_row_of_nothing_but_nan_has_a_token_in_range_too(setting):
     tokens, logprobs = sample(kernels, *one_row([np.nan] * 5, 0.9, *setting))
     assert 0 <= tokens[0] < 5
     assert np.isnan(logprobs[0])
-
-
-@pytest.mark.skipif(not COMPILED, reason="Triton's interpreter computes wrongly in bfloat16")
-@given(settings=rows_of_settings, vocab=vocabs, seed=seeds)
-def test_bfloat16_logits_draw_as_the_same_numbers_in_float32(settings, vocab, seed):
-    inputs = draw(seed, settings, vocab)
-    half = torch.tensor(inputs[0]).bfloat16()
-    wide = [half.float().numpy(), *inputs[1:]]
-    tokens, logprobs = kernels.sample(kernels.array(half), *(kernels.array(x) for x in inputs[1:]))
-    assert logprobs.dtype == torch.float32
-    np.testing.assert_array_equal(kernels.to_numpy(tokens), reference.sample(*wide)[0])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_clients import PROMPT, datum, draw, logprobs, model, prompt, tokens, train
+from small_clients import PROMPT, datum, draw, logprobs, model, on_both_backends, prompt, tokens, train
 from tiny_models import VOCAB
 
 from minitinker.engine.request import ALTERNATIVES
@@ -56,6 +56,15 @@ def test_the_likeliest_tokens_of_a_sample_are_of_the_distribution_that_its_logpr
             np.testing.assert_allclose([x for _, x in place], np.sort(row)[::-1][:k], atol=2 * CLOSE)
             if token in dict(place):
                 assert dict(place)[token] == pytest.approx(logprob, abs=CLOSE)
+
+
+@on_both_backends
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_among_the_likeliest_tokens_the_one_drawn_has_the_bits_of_its_logprob(base, temperature):
+    params = SamplingParams(max_tokens=3, seed=3, stop=[], temperature=temperature)
+    (sequence,) = ask(base, PROMPT.to_ints(), params, topk_sample_logprobs=VOCAB).sequences
+    for place, token, logprob in zip(sequence.topk_logprobs, sequence.tokens, sequence.logprobs, strict=True):
+        assert dict(place)[token] == logprob
 
 
 def test_only_those_who_ask_for_the_likeliest_tokens_get_them(base):

@@ -6,7 +6,9 @@ from tiny_models import VOCAB, make_batch, make_model, make_trainer
 from trainer_checks import HUGE, INF, NAN, gradient_of, in_the_middle, state, with_weights
 
 from minitinker import reference
+from minitinker.engine import trainer as trainer_module
 from minitinker.errors import APIError, BadRequestError
+from minitinker.model.transformer import hidden_states
 from minitinker.model.weights import load_base_model
 from minitinker.types import AdamParams, Datum, ModelInput
 
@@ -127,8 +129,11 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(trainer, value)
     assert state(trainer) == before
 
 
+@pytest.mark.parametrize(("room", "told"), [(5, "about 5 tokens would have"), (10**6, "a shorter one may")])
 @pytest.mark.parametrize("op", ["attention_forward", "logprob_backward", "lora_linear_backward"])
-def test_memory_that_runs_out_anywhere_is_told_and_nothing_accumulated_is_lost(trainer, monkeypatch, op):
+def test_memory_that_runs_out_anywhere_is_told_and_nothing_accumulated_is_lost(
+    trainer, monkeypatch, op, room, told
+):
     before = state(in_the_middle(trainer))
 
     def no_room(*inputs):
@@ -136,10 +141,10 @@ def test_memory_that_runs_out_anywhere_is_told_and_nothing_accumulated_is_lost(t
 
     with monkeypatch.context() as patch:
         patch.setattr(reference, op, no_room)
-        patch.setattr(reference, "free_memory", lambda: 10**9)
-        with pytest.raises(
-            APIError, match=r"a sequence of \d+ tokens did not fit, where 1.0 GB are free; about \d+ tok"
-        ):
+        free = trainer._footprint().fixed + room * trainer._footprint().recomputed
+        patch.setattr(reference, "free_memory", lambda: free)
+        said = f"a sequence of 20 tokens did not fit, where {free / 1e9:.1f} GB are free; {told}"
+        with pytest.raises(APIError, match=said):
             trainer.forward_backward(make_batch(), "cross_entropy", None)
     assert state(trainer) == before
     trainer.forward_backward(make_batch(), "cross_entropy", None)
@@ -161,6 +166,34 @@ def test_what_would_not_fit_is_formed_again_and_gives_the_same_gradient_to_the_b
         calls.append(len(seen))
     assert calls[1] - calls[0] == 7 * base.config.num_hidden_layers  # each linear of each layer once more
     np.testing.assert_array_equal(*gradients)
+
+
+def test_where_memory_ran_out_all_the_same_activations_are_formed_again_from_the_start(base, monkeypatch):
+    monkeypatch.setattr(reference, "width", lambda: 1)
+    monkeypatch.setattr(reference, "free_memory", lambda: 10**12)  # enough, it seems
+    monkeypatch.setattr(reference, "MICRO_BATCH_TOKENS", 20)
+    data, tried = make_batch((7, 12, 33)), []
+    expected = in_the_middle(make_trainer(base))
+    output = expected.forward_backward(data, "cross_entropy", None)
+
+    def hidden_states_where_one_long_sequence_fits(net, batch, keep, recompute):
+        tried.append((len(batch.tokens), recompute))
+        if keep and not recompute and len(batch.tokens) == 33:
+            raise MemoryError
+        return hidden_states(net, batch, keep=keep, recompute=recompute)
+
+    monkeypatch.setattr(trainer_module, "hidden_states", hidden_states_where_one_long_sequence_fits)
+    trainer = in_the_middle(make_trainer(base))
+    tried.clear()
+    assert trainer.forward_backward(data, "cross_entropy", None) == output
+    assert tried == [(19, False), (33, False), (19, True), (33, True)]
+    assert state(trainer) == state(expected)
+
+    trainer.recompute, tried[:] = False, []  # what was asked for is not given up
+    with pytest.raises(APIError, match="a sequence of 33 tokens did not fit"):
+        trainer.forward_backward(data, "cross_entropy", None)
+    assert tried == [(19, False), (33, False)]
+    assert state(trainer) == state(expected)
 
 
 def test_memory_that_runs_out_in_a_step_leaves_the_count_of_steps_and_all_else(trainer, monkeypatch):

@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 import torch
-from small_clients import bad_datum, datum, model, train, weights
+from small_clients import bad_datum, datum, model, on_both_backends, train, weights
 
 from minitinker import APIFuture
 from minitinker.errors import BadRequestError
@@ -53,6 +53,7 @@ def test_both_ways_give_the_same_results(service, client):
     np.testing.assert_array_equal(weights(client), theirs)
 
 
+@on_both_backends
 def test_info_tells_what_is_trained(client):
     info = client.get_info()
     assert info.model_id == info.model_data.model_id
@@ -121,6 +122,7 @@ def test_threads_may_share_a_client(client):
 # What goes wrong
 
 
+@on_both_backends
 def test_bad_data_raises_at_the_result_and_names_the_datum(client):
     futures = [client.forward([DATA[0], bad_datum()], "cross_entropy"), client.forward([], "cross_entropy")]
     with pytest.raises(BadRequestError, match=r"data\[1\].*target_tokens.*1000000"):
@@ -129,6 +131,7 @@ def test_bad_data_raises_at_the_result_and_names_the_datum(client):
         futures[1].result()
 
 
+@on_both_backends
 def test_an_optim_step_queued_behind_a_failing_forward_backward_fails_naming_the_cause(client):
     train(client)
     before = weights(client)
@@ -155,6 +158,7 @@ def test_an_optim_step_asked_for_after_the_failure_was_seen_goes_on_with_what_th
     np.testing.assert_array_equal(weights(client), weights(other))
 
 
+@on_both_backends
 def test_a_step_that_was_left_out_does_not_trouble_the_next(client):
     client.forward_backward([bad_datum()], "cross_entropy")
     left_out = client.optim_step(STEP)
@@ -176,6 +180,7 @@ def test_an_optim_step_behind_a_cancelled_forward_backward_fails(client, held):
         step.result()
 
 
+@on_both_backends
 def test_an_optim_step_without_gradients_fails_and_changes_nothing(client):
     before = weights(client)
     with pytest.raises(BadRequestError, match="call forward_backward first"):
@@ -186,6 +191,7 @@ def test_an_optim_step_without_gradients_fails_and_changes_nothing(client):
 # Losses of one's own
 
 
+@on_both_backends
 def test_a_custom_loss_gets_the_logprobs_and_its_metrics_and_loss_come_back(client):
     seen = {}
 
@@ -205,6 +211,7 @@ def test_a_custom_loss_gets_the_logprobs_and_its_metrics_and_loss_come_back(clie
     assert output.metrics["largest"] == pytest.approx(whole.max(), rel=1e-5)
 
 
+@on_both_backends
 def test_a_custom_loss_that_raises_is_a_failing_forward_backward(client):
     def loss(data, logprobs):
         raise KeyError("no such thing")

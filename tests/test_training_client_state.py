@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_clients import datum, logprobs, model, train, weights
+from small_clients import datum, logprobs, model, on_both_backends, train, weights
 from transformers import AutoModelForCausalLM
 
 from minitinker import SamplingClient
@@ -33,6 +33,7 @@ def test_states_are_saved_and_loaded_in_their_turn(service, client, tmp_path):
     assert again.result() == at_first.result() != later.result()
 
 
+@on_both_backends
 def test_the_optimizer_is_loaded_only_where_it_is_asked_for(client):
     def go_on():
         client.forward_backward(DATA, "cross_entropy")
@@ -50,6 +51,7 @@ def test_the_optimizer_is_loaded_only_where_it_is_asked_for(client):
     assert not np.array_equal(go_on(), uninterrupted)
 
 
+@on_both_backends
 def test_loading_drops_gradients(client):
     path = client.save_state("state").result().path
     for load in (client.load_state, client.load_state_with_optimizer):
@@ -59,6 +61,7 @@ def test_loading_drops_gradients(client):
             client.optim_step(STEP).result()
 
 
+@on_both_backends
 def test_what_does_not_fit_is_refused_and_changes_nothing(service, client):
     other = service.create_lora_training_client(model(), rank=5)
     path = other.save_state("state").result().path
@@ -73,6 +76,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(service, client):
     np.testing.assert_array_equal(weights(client), before)
 
 
+@on_both_backends
 def test_saved_weights_make_a_sampling_client(client):
     train(client)
     path = client.save_weights_for_sampler("sampler").result().path

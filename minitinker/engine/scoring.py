@@ -69,13 +69,12 @@ def score_prompt(net: Network, h: Array, request: SampleRequest, seed: int) -> P
 
 
 def top_of(ops: ModuleType, logits: Array, temperature: NDArray[np.float64], k: int) -> TopkLogprobs:
-    """The k likeliest tokens of each row. logits: (rows, vocab), temperature: (rows,), 0 counting as 1.
+    """The k likeliest tokens of each row. logits: (rows, vocab), temperature: (rows,).
 
-    As for the token that is drawn, these are of the tempered distribution before it is cut.
+    Their logprobs are of the tempered distribution before it is cut: to the bit what `sample` would report.
     """
-    tempered = logits / ops.array(np.where(temperature == 0, 1, temperature).astype(np.float32))[:, None]
-    tokens = np.argsort(-ops.to_numpy(tempered), axis=-1, kind="stable")[:, :k]
-    logprobs = ops.to_numpy(ops.logprob_forward(tempered, ops.array(tokens))[0])
+    tokens = np.argsort(-ops.to_numpy(logits), axis=-1, kind="stable")[:, :k]
+    logprobs = ops.to_numpy(ops.tempered_logprob(logits, ops.array(tokens), ops.array(temperature)))
     return TopkLogprobs(tokens.astype(np.int32), logprobs.astype(np.float32))
 
 

@@ -54,7 +54,7 @@ class Trainer:
         seed: int | None,
         recompute: bool | None = None,
     ) -> None:
-        """recompute: whether the backward forms activations again; None: where they would not fit otherwise."""
+        """recompute: whether the backward forms activations again; None: where they would or did not fit otherwise."""
         self.ops, self.base, self.spec, self.recompute = ops, base, spec, recompute
         self.flat = ops.array(initial_weights(spec, seed))
         # What the layers compute with: the weights themselves, or, where activations are narrower, a copy.
@@ -164,12 +164,13 @@ class Trainer:
         loss, whole_config = find_loss(loss_fn, config)
         model = self.base.config
         examples = check_data(data, loss_fn, whole_config, model.vocab_size, model.max_position_embeddings)
-        try:
-            total, logprobs = self._in_passes(examples, loss, whole_config, grad)
-        except self.ops.OutOfMemory:
-            total, logprobs = math.nan, None
-        if logprobs is None:  # told here, where the failed pass's arrays are gone
+        answer = self._in_memory(examples, loss, whole_config, grad, self.recompute)
+        if answer is None and grad is not None and self.recompute is None:
+            grad[...] = 0  # of what the failed pass added
+            answer = self._in_memory(examples, loss, whole_config, grad, True)
+        if answer is None:
             raise self._out_of_memory(examples)
+        total, logprobs = answer
         if not math.isfinite(total):
             raise BadRequestError(
                 f"the loss is {total}; check the inputs of {loss_fn} and the learning rate so far"
@@ -180,24 +181,43 @@ class Trainer:
         ]
         return ForwardBackwardOutput("ArrayRecord", outputs, {"loss:sum": total})
 
+    def _in_memory(
+        self,
+        examples: list[Example],
+        loss: Loss,
+        config: Config,
+        grad: Array | None,
+        recompute: bool | None,
+    ) -> tuple[float, list[Array]] | None:
+        """`_in_passes`, or None where memory ran out; the failed pass's arrays are gone then."""
+        try:
+            return self._in_passes(examples, loss, config, grad, recompute)
+        except self.ops.OutOfMemory:
+            return None
+
     def _in_passes(
-        self, examples: list[Example], loss: Loss, config: Config, grad: Array | None
+        self,
+        examples: list[Example],
+        loss: Loss,
+        config: Config,
+        grad: Array | None,
+        recompute: bool | None,
     ) -> tuple[float, list[Array]]:
         """Loss and logprobs, and the gradient added to `grad`: as many examples at once as fit."""
         ops, width = self.ops, self.ops.width()
-        groups, recompute = plan_passes(
+        groups, again = plan_passes(
             [len(example.tokens) for example in examples],
             self._footprint(),
             ops.free_memory(),
             ops.MICRO_BATCH_TOKENS,
             width,
-            self.recompute,
+            recompute,
         )
         parts = [examples[group.start : group.stop] for group in groups]
 
         def run(part: list[Example]) -> tuple[float, list[Array], Array | None]:
             part_grad = None if grad is None else ops.zeros((self.spec.size,))
-            return *self._micro_batch(part, loss, config, part_grad, recompute), part_grad
+            return *self._micro_batch(part, loss, config, part_grad, again), part_grad
 
         total, logprobs = 0.0, []
         for first in range(0, len(parts), width):
@@ -215,11 +235,11 @@ class Trainer:
     def _out_of_memory(self, examples: list[Example]) -> APIError:
         free = self.ops.free_memory()
         longest = max(len(example.tokens) for example in examples)
-        if free is None:
-            fitting = "a shorter one may"
-        else:
+        fitting = "a shorter one may"
+        if free is not None:
             tokens = self._footprint().tokens(free, recompute=self.recompute is not False)
-            fitting = f"about {tokens} tokens would have"
+            if tokens < longest:  # else the estimate is wrong, and best not told
+                fitting = f"about {tokens} tokens would have"
         return out_of_memory(f"a pass with a sequence of {longest} tokens", self.ops.DEVICE, fitting, free)
 
     @np.errstate(over="ignore", invalid="ignore")  # the callers refuse what is not finite

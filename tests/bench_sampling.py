@@ -1,0 +1,204 @@
+"""How fast the sampler is on a CPU beside transformers' `generate`, with the adapter and with it merged.
+
+    python tests/bench_sampling.py [--only S,M,one,ragged,adapters,group] [--turns N] [--json FILE]
+
+Models, adapters and contenders are those of bench_train.py; both draw at temperature 1 with nothing cut off, and take
+turns, each in a process of its own. What counts is the median. The exit status is 1 where a floor is missed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from datetime import datetime
+from importlib.metadata import version
+from multiprocessing import get_context
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_contenders import MODELS, Minitinker, Peft, write_model
+
+from minitinker import AdamParams, ModelInput, SamplingParams
+
+NEW = 64
+PAUSE = 0.1  # seconds before a turn, in which the other's idle threads stop spinning
+
+
+class Ours(Minitinker):
+    """minitinker, with several snapshots of the adapter."""
+
+    def drawn(
+        self, prompts: list[list[int]], lengths: list[int], samples: int = 1, adapters: int = 1
+    ) -> float:
+        """Seconds for all, asked at once; row i of adapter i modulo `adapters`."""
+        if not hasattr(self, "snapshots"):
+            self.snapshots = [self.sampler]
+        while len(self.snapshots) < adapters:
+            self.client.forward_backward(self.data, "cross_entropy")
+            self.client.optim_step(AdamParams(learning_rate=1e-4))
+            self.snapshots.append(self.client.save_weights_and_get_sampling_client())
+            self.snapshots[-1].result()
+        begin = time.perf_counter()
+        answers = [
+            self.snapshots[i % adapters].sample(
+                ModelInput.from_ints(prompt),
+                samples,
+                SamplingParams(max_tokens=length, temperature=1.0, stop=[]),
+            )
+            for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+        ]
+        for answer in answers:
+            answer.result()
+        return time.perf_counter() - begin
+
+    def one_by_one(self, prompts: list[list[int]], lengths: list[int]) -> float:
+        """Seconds for all, each asked when the one before is answered."""
+        return sum(self.drawn([p], [n]) for p, n in zip(prompts, lengths, strict=True))
+
+
+class Theirs(Peft):
+    """transformers' generate, with the adapter beside the base or merged into it."""
+
+    def merge(self) -> None:
+        self.model = self.model.merge_and_unload()
+
+    def drawn(self, prompts: list[list[int]], lengths: list[int]) -> float:
+        """Seconds for all as one batch, padded on the left, as long as the longest."""
+        import torch
+
+        self.model.eval()
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        begin = time.perf_counter()
+        with torch.no_grad():
+            self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=max(lengths),
+                pad_token_id=0,
+            )
+        return time.perf_counter() - begin
+
+
+class Processes(BaseManager):
+    pass
+
+
+Processes.register("Ours", Ours)
+Processes.register("Theirs", Theirs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="S,M,one,ragged,adapters,group")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    works = options.only.split(",")
+    head = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "cpu": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],
+        "versions": {name: version(name) for name in ("numpy", "torch", "transformers", "peft")},
+    }
+    print(json.dumps(head))
+    rows: list[dict[str, Any]] = []
+    for model in ("S", "M"):
+        own = [work for work in works if (work == "S") == (model == "S")]
+        if own:
+            rows += compare(model, own, options.turns)
+    print(f"\n{'':44}{'ours':>9}{'other':>9}{'ratio':>8}{'floor':>8}")
+    for row in rows:
+        told = "pass" if row["ratio"] >= row["floor"] else "FAIL"
+        print(
+            f"{row['what']:44}{row['ours']:8.3f}s{row['other']:8.3f}s{row['ratio']:7.2f}x{row['floor']:7.2f}x {told}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(head | {"rows": rows}, indent=1))
+    sys.exit(any(row["ratio"] < row["floor"] for row in rows))
+
+
+def compare(model: str, works: list[str], turns: int) -> list[dict[str, Any]]:
+    rng, vocabulary = np.random.default_rng(0), MODELS[model][-1]
+
+    def prompt(n: int) -> list[int]:
+        return rng.integers(0, vocabulary, n).tolist()
+
+    tokens = [rng.integers(0, vocabulary, 16) for _ in range(16)]
+    many = [prompt(16) for _ in range(16)]
+    ragged = [prompt(int(n)) for n in rng.integers(8, 129, 64)], rng.integers(8, 129, 64).tolist()
+    rows: list[dict[str, Any]] = []
+
+    def median(*calls: Any) -> list[float]:
+        """Of each call, after one that is not counted; they take turns."""
+        seconds: list[list[float]] = [[] for _ in calls]
+        for turn in range(turns + 1):
+            for call, own in zip(calls, seconds, strict=True):
+                time.sleep(PAUSE)
+                own += [call()] if turn else [call()][:0]
+        return [float(np.median(own)) for own in seconds]
+
+    def row(what: str, ours: float, other: float, floor: float) -> None:
+        rows.append({"what": what, "ours": ours, "other": other, "ratio": other / ours, "floor": floor})
+
+    with tempfile.TemporaryDirectory() as folder:
+        context = get_context("spawn")
+        base = f"{folder}/base"
+        with context.Pool(1) as pool:  # torch stays out of this process
+            pool.apply(write_model, (model, base))
+        managers = [Processes(ctx=context) for _ in range(3)]
+        for manager in managers:
+            manager.start()
+        ours = managers[0].Ours(base, f"{folder}/home", tokens, tokens)
+        adapter = ours.adapter()
+        theirs, merged = (manager.Theirs(base, adapter, tokens, tokens) for manager in managers[1:])
+        merged.merge()
+        if "S" in works or "M" in works:
+            mine, beside, within = median(
+                *(lambda c=c: c.drawn(many, [NEW] * 16) for c in (ours, theirs, merged))
+            )
+            row(f"{model}, 16 x {NEW}: generate", mine, beside, 3.5 if model == "S" else 2.5)
+            row(f"{model}, 16 x {NEW}: generate, merged", mine, within, 2)
+        if "one" in works:
+            mine, beside, within = median(
+                *(lambda c=c: c.drawn(many[:1], [NEW]) for c in (ours, theirs, merged))
+            )
+            row(f"{model}, 1 x {NEW}: generate", mine, beside, 3.5)
+            row(f"{model}, 1 x {NEW}: generate, merged", mine, within, 2)
+        if "ragged" in works:
+            mine, alone, padded = median(
+                lambda: ours.drawn(*ragged), lambda: ours.one_by_one(*ragged), lambda: theirs.drawn(*ragged)
+            )
+            row(f"{model}, 64 ragged: one after another", mine, alone, 4)
+            row(f"{model}, 64 ragged: generate, one padded batch", mine, padded, 1.5)
+        if "adapters" in works:
+            rows32 = [prompt(16) for _ in range(32)]
+            one, all32 = median(
+                lambda: ours.drawn(rows32, [NEW] * 32), lambda: ours.drawn(rows32, [NEW] * 32, 1, 32)
+            )
+            row(f"{model}, 32 rows: 32 adapters, other: 1", all32, one, 0.6)
+        if "group" in works:
+
+            def fresh(samples: int) -> float:
+                return float(ours.drawn([prompt(512)], [1], samples))
+
+            group, single = median(lambda: fresh(16), lambda: fresh(1))
+            row(f"{model}, 16 samples of 512 tokens, other: 1", group, single, 1 / 1.15)
+        for manager in managers:
+            manager.shutdown()
+    return rows
+
+
+if __name__ == "__main__":
+    main()
