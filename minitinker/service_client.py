@@ -22,6 +22,7 @@ from minitinker.loss_handles import LossHandle, PerDatumLossFn, trace_loss
 from minitinker.model.adapter import AdapterSpec, adapter_spec, check_seed
 from minitinker.model.weights import lasting_name
 from minitinker.rest_client import RestClient
+from minitinker.sampling_checks import check_whole
 from minitinker.sampling_client import SamplingClient, refuse_stability_info
 from minitinker.training_client import TrainingClient
 from minitinker.training_run import Run, checked_notes, restore
@@ -55,6 +56,8 @@ class ServiceClient:
         dtype: of base weights and activations on a GPU: "bfloat16", the default, or "float32".
         recompute: whether the backward forms a layer's activations again instead of keeping them; None: where
             they would not fit into memory otherwise.
+        cache_bytes: of the keys and values that sampling from one base model holds at most; None: half of the memory
+            that is free when the base is loaded. Samples that find no room wait; one that never can is told so.
         project_id, display_name, base_url, api_key, default_headers_overrides, and from older scripts timeout,
             max_retries, default_headers, default_query, http_client: how the hosted service is reached, and under
             which names a session is shown there. They have no effect here. Any other argument is a TypeError.
@@ -76,6 +79,7 @@ class ServiceClient:
         device: str | None = None,
         dtype: Literal["bfloat16", "float32"] | None = None,
         recompute: bool | None = None,
+        cache_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
         unknown = sorted(set(kwargs) - _OF_CONNECTIONS)
@@ -84,8 +88,10 @@ class ServiceClient:
         check_connection(project_id=project_id, display_name=display_name, base_url=base_url, api_key=api_key)
         argument(dict[str, str] | None, default_headers_overrides, "default_headers_overrides")
         self._recompute = argument(bool | None, recompute, "recompute")
+        if cache_bytes is not None:
+            cache_bytes = check_whole("cache_bytes", cache_bytes, 1)
         ops = load_backend(backend, device, dtype)
-        self._session = Session(ops, storage_folder(), checked_notes(user_metadata))
+        self._session = Session(ops, storage_folder(), checked_notes(user_metadata), cache_bytes)
 
     def create_lora_training_client(
         self,

@@ -1,14 +1,16 @@
 import asyncio
 import concurrent.futures
 import time
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 
 import pytest
 from small_clients import PROMPT, datum, draw, logprobs, model, prompt, tokens, train
 from tiny_models import VOCAB, make_model
 
-from minitinker import APIFuture, SamplingClient
+from minitinker import APIFuture, SamplingClient, ServiceClient, reference
+from minitinker.engine.cache import Arena
 from minitinker.errors import BadRequestError, NotFoundError
+from minitinker.model.config import read_config
 from minitinker.types import AdamParams, ModelInput, SampleResponse, SamplingParams
 
 CONTEXT = 256
@@ -276,3 +278,33 @@ def test_clients_on_different_weights_and_models_sample_side_by_side(service, ba
     together = [client.sample(PROMPT, 2, params) for _ in range(3) for client in clients]
     assert [tokens(future.result()) for future in together] == alone * 3
     assert len({str(sample) for sample in alone}) == 4
+
+
+# Many at once
+
+
+@pytest.mark.parametrize("cache_tokens", [None, 400])
+def test_a_thousand_calls_from_loops_and_threads_are_all_answered(cache_tokens, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINITINKER_HOME", str(tmp_path))
+    folder = make_model()[0]
+    row_bytes = Arena(reference, read_config(folder)).row_bytes
+    cache_bytes = None if cache_tokens is None else cache_tokens * row_bytes
+    service = ServiceClient(backend="reference", cache_bytes=cache_bytes)
+    client = service.create_sampling_client(base_model=str(folder))
+    expected = [ask(client, i).result().sequences[0].tokens for i in range(10)]
+
+    async def many(first, last):
+        answers = [ask(client, i) for i in range(first, last)]
+        return [answer.sequences[0].tokens for answer in await asyncio.gather(*answers)]
+
+    with ThreadPoolExecutor(4) as threads:
+        loops = [threads.submit(asyncio.run, many(first, first + 300)) for first in (0, 300, 600)]
+        plain = threads.submit(lambda: [ask(client, i).result().sequences[0].tokens for i in range(100)])
+        answers = [tokens for loop in loops for tokens in loop.result(timeout=60)] + plain.result(timeout=60)
+    assert answers == [expected[i % 10] for i in [*range(900), *range(100)]]
+    service.close()
+
+
+def ask(client, i):
+    prompt = ModelInput.from_ints([i % 10, 5, 6])
+    return client.sample(prompt, 1, SamplingParams(max_tokens=5, seed=i % 10, stop=[]))

@@ -46,7 +46,7 @@ RAISES = {
 
 # Where a signature differs, and how.
 DIFFERENT = {
-    "ServiceClient.__init__": "backend, device, dtype and recompute, by keyword, say how to compute here",
+    "ServiceClient.__init__": "backend, device, dtype, recompute and cache_bytes, by keyword, say how to compute here",
     "ServiceClient.close": "status has a default, success",
 }
 

@@ -23,10 +23,17 @@ T = TypeVar("T")
 class Session:
     """Lives as long as any client of it; then its worker ends."""
 
-    def __init__(self, ops: ModuleType, storage: Path, user_metadata: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        ops: ModuleType,
+        storage: Path,
+        user_metadata: dict[str, str] | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
         self.id = uuid.uuid4().hex
         self.user_metadata = user_metadata
         self.ops = ops
+        self._cache_bytes = cache_bytes
         self.store = CheckpointStore(storage)
         self.worker = Worker(partial(explained, ops))
         self.worker.submit(ops.prepare)
@@ -51,7 +58,7 @@ class Session:
                 placed = True
             if not placed:  # told here, where what was placed is gone again
                 raise self._no_room_for(base)
-            self._samplers[base.folder] = Sampler(self.ops, base)
+            self._samplers[base.folder] = Sampler(self.ops, base, self._cache_bytes)
             self.worker.add_sampler(self._samplers[base.folder])
         return base
 
