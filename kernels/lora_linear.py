@@ -93,49 +93,6 @@ def lora_weight(w: Any, dtype: Any = "float32", device: str | None = None) -> to
     return array(w, dtype, device)
 
 
-def lora_merge(w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """W' = W + s B A of one adapter: w: (d_out, d_in), a: (1, rank, d_in), b: (1, d_out, rank) -> like w."""
-    w, a, b = w.contiguous(), a.contiguous(), b.contiguous()
-    merged = torch.empty_like(w)
-    (d_out, d_in), rank = w.shape, a.shape[1]
-    grid = (triton.cdiv(d_in, 64), triton.cdiv(d_out, 64))
-    _merge_kernel[grid](
-        w, a, b, scale, merged, d_in, d_out, rank, BLOCK=64, BLOCK_K=_BLOCK_K[w.dtype], SUM=sum_dtype(w)
-    )
-    return merged
-
-
-@triton.jit
-def _merge_kernel(
-    w_ptr,
-    a_ptr,
-    b_ptr,
-    scale_ptr,
-    merged_ptr,
-    d_in,
-    d_out,
-    rank,
-    BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SUM: tl.constexpr,
-):
-    outs = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    ins = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    ba = tl.zeros((BLOCK, BLOCK), SUM)
-    for start in range(0, rank, BLOCK_K):
-        r = start + tl.arange(0, BLOCK_K)
-        b_mask = (outs < d_out)[:, None] & (r < rank)[None, :]
-        a_mask = (r < rank)[:, None] & (ins < d_in)[None, :]
-        b = tl.load(b_ptr + outs[:, None] * rank + r[None, :], mask=b_mask, other=0.0)
-        a = tl.load(a_ptr + r[:, None] * d_in + ins[None, :], mask=a_mask, other=0.0)
-        ba = tl.dot(b, a, ba, input_precision="ieee", out_dtype=SUM)
-    mask = (outs < d_out)[:, None] & (ins < d_in)[None, :]
-    place = outs[:, None] * d_in + ins[None, :]
-    w = tl.load(w_ptr + place, mask=mask).to(SUM)
-    merged = w + tl.load(scale_ptr).to(SUM) * ba
-    tl.store(merged_ptr + place, merged.to(merged_ptr.dtype.element_ty), mask=mask)
-
-
 def _narrow(
     x: torch.Tensor, a: torch.Tensor, scale: torch.Tensor, adapter: torch.Tensor | None
 ) -> torch.Tensor:

@@ -60,7 +60,7 @@ def lora_linear_forward(
     if a is None or b is None or scale is None:
         y = _times(x, w.T)
     elif adapter is None and _merging_pays(len(x), a, b):
-        merged = lora_merge(w, a, b, scale)
+        merged = _merge(w, a, b, scale)
         y = x @ merged.T
     elif adapter is None:
         y = x @ w.T
@@ -114,10 +114,10 @@ def lora_weight(w: Array, dtype: DTypeLike = "float32", device: str | None = Non
     return np.asfortranarray(w, dtype=dtype)
 
 
-def lora_merge(w: Array, a: Array, b: Array, scale: Array) -> Array:
+def _merge(w: Array, a: Array, b: Array, scale: Array) -> Array:
     """W' = W + s B A of one adapter: w: (d_out, d_in), a: (1, rank, d_in), b: (1, d_out, rank) -> like w.
 
-    It lies in memory column by column, as `lora_linear_forward` reads it fastest where rows are few.
+    It lies in memory column by column, like W.
     """
     merged: Array = (a[0].T @ _scaled(b[0], scale[0]).T).T
     merged += w

@@ -220,8 +220,6 @@ def case_lora_linear(quick: bool) -> None:
             zeros(rows, d_in), zeros(d_out, d_in), bias, a, b, scale, adapter
         )
         kernels.lora_linear_backward(y, saved)
-        if adapters == 1:
-            kernels.lora_merge(zeros(d_out, d_in), a, b, scale)
 
 
 def case_attention(quick: bool) -> None:

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from op_checks import (
-    TOLERANCE,
     WIDE,
     backward,
     check_close,
@@ -15,7 +14,6 @@ from op_checks import (
     forward,
     in_each_dtype,
     on,
-    rounded,
     seeds,
 )
 from poisoned import poisoned
@@ -72,17 +70,6 @@ def scaled_down(arrays):
     """Weights of a layer: rows and columns of length about 1, so that every product is about 1."""
     x, w, bias, a, b, scale = arrays
     return [x, w / np.sqrt(w.shape[1]), bias, a / np.sqrt(a.shape[2]), b / np.sqrt(b.shape[2]), scale]
-
-
-@in_each_dtype
-@few_examples
-@given(d_in=lengths, d_out=lengths, rank=ranks, seed=seeds)
-def test_a_merged_weight_is_the_weight_and_its_adapter(dtype, d_in, d_out, rank, seed):
-    _, w, _, a, b, scale = scaled_down(draw(seed, 1, d_in, d_out, rank, False))
-    w, a, b = (rounded(x, dtype) for x in (w, a, b))
-    merged = kernels.to_numpy(kernels.lora_merge(*on(kernels, [w, a, b, scale], dtype, wide=(3,))))
-    unit, sums = torch.finfo(getattr(torch, dtype)).eps, TOLERANCE[np.dtype(np.float32)]
-    np.testing.assert_allclose(merged, w + scale[0] * b[0].astype(np.float64) @ a[0], rtol=unit, atol=sums)
 
 
 @in_each_dtype
@@ -177,10 +164,9 @@ def test_the_room_for_partial_sums_changes_no_bit_of_a_gradient(dtype, monkeypat
 def test_every_element_of_an_output_is_written(dtype, indexed):
     inputs, dy = mixed(0)
     inputs[-1] = inputs[-1] if indexed else None
-    merge = on(kernels, [inputs[1], *(x[:1] for x in inputs[3:6])], dtype, wide=(3,))
-    expected = *answers(inputs, dy, dtype), kernels.to_numpy(kernels.lora_merge(*merge))
+    expected = answers(inputs, dy, dtype)
     with poisoned():
-        actual = *answers(inputs, dy, dtype), kernels.to_numpy(kernels.lora_merge(*merge))
+        actual = answers(inputs, dy, dtype)
     for answer, other in zip(expected, actual, strict=True):
         assert np.isfinite(other).all()
         assert_array_equal(other, answer)
@@ -199,14 +185,11 @@ def test_no_rows_are_a_batch_too(dtype, indexed):
 @in_each_dtype
 def test_arrays_that_are_not_contiguous_are_the_same_numbers(dtype):
     inputs, dy = mixed(0, tokens=20)
-    merged = kernels.lora_merge(*on(kernels, [inputs[1], *(x[:1] for x in inputs[3:6])], dtype, wide=(3,)))
     spread = [spread_out(x) for x in on(kernels, inputs, dtype, WIDE["lora_linear_forward"])]
     y, saved = kernels.lora_linear_forward(*spread)
     gradients = kernels.lora_linear_backward(spread_out(kernels.array(dy, dtype)), saved)
     for answer, other in zip(answers(inputs, dy, dtype), (y, *gradients), strict=True):
         assert_array_equal(kernels.to_numpy(other), answer)
-    other = kernels.lora_merge(spread[1], *(x[:1] for x in spread[3:6]))
-    assert_array_equal(kernels.to_numpy(other), kernels.to_numpy(merged))
 
 
 def spread_out(x):
