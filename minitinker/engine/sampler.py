@@ -50,7 +50,8 @@ SHORTEST = 16  # tokens of a prompt that are worth being copied from another seq
 @dataclass(eq=False)
 class _Region:
     """Rows of the arena with the keys and values of a text's first `done` tokens. pure: whether all are of the
-    weights `snapshot`, and not, as an inflight client's may be, of later ones."""
+    weights `snapshot`, and not, as an inflight client's may be, of later ones. exact: whether they have the bits that
+    a seed promises."""
 
     start: int
     rows: int
@@ -58,6 +59,7 @@ class _Region:
     snapshot: Snapshot | None
     done: int
     pure: bool = True
+    exact: bool = True
 
     @cached_property
     def head(self) -> bytes:
@@ -230,6 +232,7 @@ class Sampler:
         if source is not None:
             self._arena.copy(source.start, start, known)
         sequence.region, sequence.done = _Region(start, rows, text, request.snapshot, known), known
+        sequence.region.exact = source is None or source.exact
         return True
 
     def _known(self, sequence: _Sequence, text: Index) -> tuple[int, _Region | None]:
@@ -245,6 +248,7 @@ class Sampler:
             if (
                 region.snapshot is request.snapshot
                 and region.pure
+                and (region.exact or request.seed is None)
                 and region.done > best
                 and region.head == head
             ):
@@ -308,7 +312,9 @@ class Sampler:
             return
         if keep and region.pure and sequence.done >= SHORTEST:
             text = sequence.text(0, sequence.done)
-            self._kept.append(_Region(region.start, region.rows, text, region.snapshot, len(text)))
+            old, region = region, _Region(region.start, region.rows, text, region.snapshot, len(text))
+            region.exact = old.exact
+            self._kept.append(region)
             if len(self._kept) <= KEPT:
                 return
             region = self._kept.pop(0)
@@ -374,10 +380,19 @@ class Sampler:
                 np.array([s.region.start for s, _ in own if s.region is not None]),
             )
             owners = np.array([place(snapshots, s.request.snapshot) for s, _ in own])
-            net = networks.of(snapshots, np.repeat(owners, batch.q_lengths))
+            net = merged or networks.of(snapshots, np.repeat(owners, batch.q_lengths))
             return hidden_states(net, batch, self._arena.cache)[0]
 
         networks = self._networks
+        merged = None
+        if all(s.request.seed is None and s.tokens and share == 1 for s, share in fed):
+            merged = networks.merged(
+                [s.request.snapshot for s, _ in fed]
+            )  # who gives no seed asks for no bits
+        if merged is not None:
+            for sequence, _ in fed:
+                if sequence.region is not None:
+                    sequence.region.exact = False
         networks.of(snapshots, np.zeros(1, np.int64))  # stacked once, before two threads ask for it
         states = ops.side_by_side(pass_through, parts)
         return self._in_one(states), np.cumsum(lengths).tolist()
@@ -444,7 +459,10 @@ class Sampler:
         if old is None or start is None:
             return False
         self._arena.copy(old.start, start, size)
-        target.region, target.done = _Region(start, rows, old.text, old.snapshot, size, old.pure), size
+        target.region, target.done = (
+            _Region(start, rows, old.text, old.snapshot, size, old.pure, old.exact),
+            size,
+        )
         return True
 
     def _draw(self, sequences: list[_Sequence], logits: Array) -> None:
