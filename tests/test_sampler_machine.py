@@ -63,12 +63,13 @@ class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
         which=st.integers(0, 100),
         kept=st.integers(-10, 0),
         more=st.lists(st.integers(0, VOCAB - 1), max_size=3),
+        seed=st.none() | st.integers(0, 100),
     )
-    def go_on_from_an_answer(self, which, kept, more):
+    def go_on_from_an_answer(self, which, kept, more, seed):
         if self.answered:
             fields, tokens = self.answered[which % len(self.answered)]
             text = np.concatenate([fields["prompt"], tokens[: kept or None], more]).astype(np.int64)
-            self.ask(fields | {"prompt": text[:150]})
+            self.ask(fields | {"prompt": text[:150], "seed": seed})
 
     @rule(seed=st.integers(0, 100))
     def train_and_save(self, seed):
