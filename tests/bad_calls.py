@@ -228,6 +228,12 @@ def a_loss(logprobs: Any, advantages: Any) -> Any:
 
 RANKS = {"logprobs": 1, "advantages": 1}
 LORA = {flag_name: cases(flag_name, flag) for flag_name in ("train_mlp", "train_attn", "train_unembed")}
+FROM_STATE = {
+    "path": path_cases("path"),
+    "base_model": model_cases("base_model", none=True),
+    "user_metadata": NOTES,
+    "weights_access_token": TOKEN,
+}
 PAGE = {
     "limit": cases("limit", whole(0, np.inf), near(0)),
     "offset": cases("offset", whole(0, np.inf), near(0)),
@@ -352,23 +358,9 @@ CALLS: dict[str, dict[str, tuple[Any, dict[str, Slot]]]] = {
         ),
         "create_training_client_from_state": (
             lambda w: {"path": w.path},
-            {
-                "path": path_cases("path"),
-                "base_model": model_cases("base_model", none=True),
-                "user_metadata": NOTES,
-                "weights_access_token": TOKEN,
-                "optimizer": OPTIMIZER,
-            },
+            {**FROM_STATE, "optimizer": OPTIMIZER},
         ),
-        "create_training_client_from_state_with_optimizer": (
-            lambda w: {"path": w.path},
-            {
-                "path": path_cases("path"),
-                "base_model": model_cases("base_model", none=True),
-                "user_metadata": NOTES,
-                "weights_access_token": TOKEN,
-            },
-        ),
+        "create_training_client_from_state_with_optimizer": (lambda w: {"path": w.path}, FROM_STATE),
         "copy_weights": (
             lambda w: {"path": w.path},
             {"path": path_cases("path"), "ttl_seconds": TTL, "weights_access_token": TOKEN},

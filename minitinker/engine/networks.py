@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minitinker.engine.fitting import itemsize
 from minitinker.engine.trainer import Snapshot
 from minitinker.model.adapter import views
 from minitinker.model.transformer import EMBEDDING, Network
@@ -28,8 +29,9 @@ class Networks:
         table = self._weights[EMBEDDING]
         if self._config.tie_word_embeddings and not ops.BATCH_INVARIANT and table.nbytes <= HEAD_BYTES:
             self._weights = self._weights | {"lm_head.weight": ops.lora_weight(table, ops.DTYPE)}
-        self._mergeable = not ops.BATCH_INVARIANT and 4 * base.weights.numbers <= MERGED_BYTES
-        self._merged: tuple[Snapshot | None, dict[str, Array]] = (None, {})
+        size = base.weights.numbers * itemsize(ops.DTYPE)
+        self._mergeable = not ops.BATCH_INVARIANT and size <= MERGED_BYTES
+        self._merged: tuple[Snapshot, Network] | None = None
         self._stacked: tuple[list[Snapshot], dict[str, tuple[Array, Array]], Array] = ([], {}, None)
 
     def of(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> Network:
@@ -51,20 +53,18 @@ class Networks:
         ops, snapshot = self._ops, snapshots[0]
         if not self._mergeable or snapshot is None or any(other is not snapshot for other in snapshots):
             return None
-        lora = views(snapshot.spec, snapshot.flat)
-        scale = ops.array(np.array([snapshot.spec.scale], np.float32))
-        if self._merged[0] is not snapshot:
-            weights = dict(self._weights)
+        if self._merged is None or self._merged[0] is not snapshot:
+            lora, weights = views(snapshot.spec, snapshot.flat), dict(self._weights)
+            scale = ops.array(np.array([snapshot.spec.scale], np.float32))
             for name, (a, b) in lora.items():
                 if name != "lm_head":  # I W'^T is W' the other way round, as `lora_weight` lays it
                     identity = ops.array(np.eye(a.shape[2], dtype=np.float32))
                     w = weights[f"{name}.weight"]
-                    weights[f"{name}.weight"] = ops.lora_linear_forward(identity, w, None, a, b, scale, None)[
-                        0
-                    ].T
-            self._merged = (snapshot, weights)
-        head = {name: ab for name, ab in lora.items() if name == "lm_head"}
-        return Network(ops, self._config, self._merged[1], head, scale)
+                    wt, _ = ops.lora_linear_forward(identity, w, None, a, b, scale, None)
+                    weights[f"{name}.weight"] = wt.T
+            head = {name: ab for name, ab in lora.items() if name == "lm_head"}
+            self._merged = snapshot, Network(ops, self._config, weights, head, scale)
+        return self._merged[1]
 
 
 def _stack(ops: ModuleType, snapshots: list[Snapshot]) -> tuple[dict[str, tuple[Array, Array]], Array]:

@@ -13,7 +13,7 @@ since a prompt that extends one of them need not be computed again.
 import math
 import secrets
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -75,9 +75,7 @@ class _Active:
     seed: int
     number: int
     sequences: dict[int, SampledSequence] = field(default_factory=dict)
-    states: list[Array] = field(
-        default_factory=list
-    )  # of the prompt's chunks, where something is asked about it
+    states: list[Array] = field(default_factory=list)  # of the prompt's chunks, where it is asked about
     scores: PromptScores | None = None
 
 
@@ -231,8 +229,9 @@ class Sampler:
             return False
         if source is not None:
             self._arena.copy(source.start, start, known)
-        sequence.region, sequence.done = _Region(start, rows, text, request.snapshot, known), known
-        sequence.region.exact = source is None or source.exact
+        exact = source is None or source.exact
+        sequence.region = _Region(start, rows, text, request.snapshot, known, exact=exact)
+        sequence.done = known
         return True
 
     def _known(self, sequence: _Sequence, text: Index) -> tuple[int, _Region | None]:
@@ -311,10 +310,7 @@ class Sampler:
         if region is None:
             return
         if keep and region.pure and sequence.done >= SHORTEST:
-            text = sequence.text(0, sequence.done)
-            old, region = region, _Region(region.start, region.rows, text, region.snapshot, len(text))
-            region.exact = old.exact
-            self._kept.append(region)
+            self._kept.append(replace(region, text=sequence.text(0, sequence.done), done=sequence.done))
             if len(self._kept) <= KEPT:
                 return
             region = self._kept.pop(0)
@@ -386,9 +382,8 @@ class Sampler:
         networks = self._networks
         merged = None
         if all(s.request.seed is None and s.tokens and share == 1 for s, share in fed):
-            merged = networks.merged(
-                [s.request.snapshot for s, _ in fed]
-            )  # who gives no seed asks for no bits
+            # who gives no seed asks for no bits
+            merged = networks.merged([s.request.snapshot for s, _ in fed])
         if merged is not None:
             for sequence, _ in fed:
                 if sequence.region is not None:
@@ -459,10 +454,7 @@ class Sampler:
         if old is None or start is None:
             return False
         self._arena.copy(old.start, start, size)
-        target.region, target.done = (
-            _Region(start, rows, old.text, old.snapshot, size, old.pure, old.exact),
-            size,
-        )
+        target.region, target.done = replace(old, start=start, rows=rows, done=size), size
         return True
 
     def _draw(self, sequences: list[_Sequence], logits: Array) -> None:

@@ -164,10 +164,18 @@ class Trainer:
         loss, whole_config = find_loss(loss_fn, config)
         model = self.base.config
         examples = check_data(data, loss_fn, whole_config, model.vocab_size, model.max_position_embeddings)
-        answer = self._in_memory(examples, loss, whole_config, grad, self.recompute)
+
+        def attempt(recompute: bool | None) -> tuple[float, list[Array]] | None:
+            """None where memory ran out; the failed pass's arrays are gone then."""
+            try:
+                return self._in_passes(examples, loss, whole_config, grad, recompute)
+            except self.ops.OutOfMemory:
+                return None
+
+        answer = attempt(self.recompute)
         if answer is None and grad is not None and self.recompute is None:
             grad[...] = 0  # of what the failed pass added
-            answer = self._in_memory(examples, loss, whole_config, grad, True)
+            answer = attempt(True)
         if answer is None:
             raise self._out_of_memory(examples)
         total, logprobs = answer
@@ -180,20 +188,6 @@ class Trainer:
             for lp, e in zip(logprobs, examples, strict=True)
         ]
         return ForwardBackwardOutput("ArrayRecord", outputs, {"loss:sum": total})
-
-    def _in_memory(
-        self,
-        examples: list[Example],
-        loss: Loss,
-        config: Config,
-        grad: Array | None,
-        recompute: bool | None,
-    ) -> tuple[float, list[Array]] | None:
-        """`_in_passes`, or None where memory ran out; the failed pass's arrays are gone then."""
-        try:
-            return self._in_passes(examples, loss, config, grad, recompute)
-        except self.ops.OutOfMemory:
-            return None
 
     def _in_passes(
         self,
