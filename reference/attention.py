@@ -57,10 +57,16 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the sequences are. shared: whether some share rows of k and v."""
+    """Where the sequences are. k_starts, k_ends: (sequences with queries,), rows of k and v."""
 
     blocks: list[Blocks]
-    shared: bool
+    k_starts: Index
+    k_ends: Index
+
+    def keys_are_shared(self) -> bool:
+        """Whether sequences share rows of k and v."""
+        order = np.argsort(self.k_starts)
+        return bool((self.k_ends[order][:-1] > self.k_starts[order][1:]).any())
 
 
 def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index) -> Plan:
@@ -83,10 +89,8 @@ def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths
             shape = (0, seen.bit_length()) if rows == 1 else (-(-rows // ALIKE), -(-seen // ALIKE))
             alike[shape].append((q_start + first, rows, k_start, seen))
     some = q_lengths > 0
-    order = np.argsort(k_starts[some])
-    starts, ends = k_starts[some][order], (k_starts + k_lengths)[some][order]
-    shared = bool((ends[:-1] > starts[1:]).any())
-    return Plan([_padded(*np.array(blocks).T[..., None]) for blocks in alike.values()], shared)
+    blocks = [_padded(*np.array(blocks).T[..., None]) for blocks in alike.values()]
+    return Plan(blocks, k_starts[some], (k_starts + k_lengths)[some])
 
 
 def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) -> tuple[Array, Any]:
@@ -95,20 +99,20 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
     plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros. Sequences may share rows
     of k and v, but have no backward then.
     """
-    heads = q.shape[1]
+    heads, kv_heads, head_dim = q.shape[1], *k.shape[1:]
     o = np.zeros_like(q)
-    lse = np.zeros((*q.shape[:2], 1), q.dtype)  # L
+    by_key_head = o.reshape(len(o), kv_heads, heads // kv_heads, head_dim)
+    sums = []
     for block in _fitting(plan.blocks, heads):
-        p = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
+        p, _ = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
         top = p.max(axis=-2, keepdims=True)
         p -= top
         np.exp(p, out=p)
         out, total = _weighted(p, v.take(block.keys, axis=0).swapaxes(1, 2))
         out /= total.swapaxes(-1, -2)
-        o[block.queries] = _ungrouped(out, heads)  # padding writes the last query's once more
-        top += np.log(total)
-        lse[block.queries] = _ungrouped(top.swapaxes(-1, -2), heads)
-    return o, (q, k, v, o, lse, plan, scale)
+        by_key_head[block.queries] = _by_row(out, block)  # padding writes the last query's once more
+        sums.append((top, total))
+    return o, (q, k, v, o, sums, plan, scale)
 
 
 def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
@@ -116,28 +120,29 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
 
     Raises ValueError where sequences share rows of k and v: these have gradients of one sequence each.
     """
-    q, k, v, o, lse, plan, scale = saved
-    if plan.shared:
+    q, k, v, o, sums, plan, scale = saved
+    if plan.keys_are_shared():
         raise ValueError("sequences share rows of k and v; there is a backward only where each has its own")
     heads, kv_heads = q.shape[1], k.shape[1]
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     do_o = np.einsum("thd,thd->th", do, o)[..., None]
-    for block in _fitting(plan.blocks, heads):
-        p = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
-        padding = block.padding[..., None, None]
-        p -= _grouped(np.where(padding, q.dtype.type(np.inf), lse[block.queries]), kv_heads).swapaxes(-1, -2)
+    for block, (top, total) in zip(_fitting(plan.blocks, heads), sums, strict=True):
+        p, q_columns = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
+        padding = np.tile(block.padding, heads // kv_heads)[:, None, None]
+        p -= np.where(padding, q.dtype.type(np.inf), np.log(total) + top)  # L
         np.exp(p, out=p)
-        do_block = _grouped(do[block.queries], kv_heads)  # (blocks, kv_heads, group * rows, head_dim)
-        dv_block = (p @ do_block).swapaxes(1, 2)
-        ds = v.take(block.keys, axis=0).swapaxes(1, 2) @ do_block.swapaxes(-1, -2)
-        ds -= _grouped(do_o[block.queries], kv_heads).swapaxes(-1, -2)
+        do_columns = _columns(do, kv_heads, block)
+        dv_block = (p @ do_columns.swapaxes(-1, -2)).swapaxes(1, 2)
+        ds = v.take(block.keys, axis=0).swapaxes(1, 2) @ do_columns
+        ds -= _columns(do_o, kv_heads, block)
         ds *= p
-        ds *= q.dtype.type(scale)
-        dk_block = (ds @ _grouped(q[block.queries], kv_heads)).swapaxes(1, 2)
-        dq_block = _ungrouped(ds.swapaxes(-1, -2) @ k.take(block.keys, axis=0).swapaxes(1, 2), heads)
+        dk_block = (ds @ q_columns.swapaxes(-1, -2)).swapaxes(1, 2)  # the scale is in q_columns
+        dq_block = ds.swapaxes(-1, -2) @ k.take(block.keys, axis=0).swapaxes(1, 2)
+        dq_block *= scale
+        dq_rows = _by_row(dq_block, block).reshape(len(dq_block), -1, *q.shape[1:])
         for i, (rows, keys) in enumerate(block.sizes):  # one by one, since blocks of a sequence share keys
             first_query, first_key = block.queries[i, 0], block.keys[i, 0]
-            dq[first_query : first_query + rows] = dq_block[i, :rows]
+            dq[first_query : first_query + rows] = dq_rows[i, :rows]
             dk[first_key : first_key + keys] += dk_block[i, :keys]
             dv[first_key : first_key + keys] += dv_block[i, :keys]
     return dq, dk, dv
@@ -162,6 +167,9 @@ def _fitting(blocks: list[Blocks], heads: int) -> Iterator[Blocks]:
     """As many blocks of one shape at once as SCORES allows."""
     for block in blocks:
         count = max(1, SCORES // (heads * block.queries.shape[1] * block.keys.shape[1]))
+        if count >= len(block.queries):
+            yield block
+            continue
         for first in range(0, len(block.queries), count):
             part = slice(first, first + count)
             padding, mask = block.padding, block.mask
@@ -170,14 +178,13 @@ def _fitting(blocks: list[Blocks], heads: int) -> Iterator[Blocks]:
             yield Blocks(block.queries[part], block.keys[part], block.sizes[part], padding, mask)
 
 
-def _scores(q: Array, k: Array, block: Blocks, scale: float) -> Array:
-    """scale K Q^T + mask of some blocks: (blocks, kv_heads, keys, group * rows).
+def _scores(q: Array, k: Array, block: Blocks, scale: float) -> tuple[Array, Array]:
+    """scale K Q^T + mask of some blocks: (blocks, kv_heads, keys, group * rows), and scale Q^T.
 
     q: (tokens, heads, head_dim), k: (kv_tokens, kv_heads, head_dim).
     """
-    q_block = _grouped(q[block.queries], k.shape[1]) * q.dtype.type(scale)
     k_block = k.take(block.keys, axis=0).swapaxes(1, 2)  # (blocks, kv_heads, keys, head_dim)
-    q_columns = np.ascontiguousarray(q_block.swapaxes(-1, -2))  # (blocks, kv_heads, head_dim, group * rows)
+    q_columns = _columns(q, k.shape[1], block, scale)
     scores: Array
     if q_columns.shape[-1] % ROUND == 0:
         scores = k_block @ q_columns
@@ -190,7 +197,7 @@ def _scores(q: Array, k: Array, block: Blocks, scale: float) -> Array:
     if last_keys > 0:
         grouped = scores.reshape(blocks, kv_heads, keys, -1, rows)
         grouped[:, :, keys - last_keys :] += block.mask[:, None]
-    return scores
+    return scores, q_columns
 
 
 def _weighted(p: Array, v: Array) -> tuple[Array, Array]:
@@ -201,15 +208,16 @@ def _weighted(p: Array, v: Array) -> tuple[Array, Array]:
     return out, reduce(np.add, [p[:, :, tile].sum(axis=-2, keepdims=True) for tile in tiles])
 
 
-def _grouped(x: Array, kv_heads: int) -> Array:
-    """(blocks, rows, heads, n) -> (blocks, kv_heads, group * rows, n): heads that share keys under each other."""
-    blocks, rows, heads, n = x.shape
-    grouped = x.reshape(blocks, rows, kv_heads, heads // kv_heads, n).transpose(0, 2, 3, 1, 4)
-    return grouped.reshape(blocks, kv_heads, -1, n)
+def _columns(x: Array, kv_heads: int, block: Blocks, scale: float = 1) -> Array:
+    """scale times the rows of x: (tokens, heads, n) that some blocks have, lying as columns, those of heads that share
+    keys side by side: (blocks, kv_heads, n, group * rows)."""
+    (blocks, rows), (_, heads, n) = block.queries.shape, x.shape
+    by_row = x.take(block.queries, axis=0).reshape(blocks, rows, kv_heads, heads // kv_heads, n)
+    columns = np.multiply(by_row.transpose(0, 2, 4, 3, 1), scale, order="C", dtype=x.dtype)
+    return columns.reshape(blocks, kv_heads, n, -1)
 
 
-def _ungrouped(x: Array, heads: int) -> Array:
-    """The inverse of `_grouped`: (blocks, kv_heads, group * rows, n) -> (blocks, rows, heads, n)."""
+def _by_row(x: Array, block: Blocks) -> Array:
+    """(blocks, kv_heads, group * rows, n) -> (blocks, rows, kv_heads, group, n), not copied."""
     blocks, kv_heads, _, n = x.shape
-    grouped = x.reshape(blocks, kv_heads, heads // kv_heads, -1, n).transpose(0, 3, 1, 2, 4)
-    return grouped.reshape(blocks, -1, heads, n)
+    return x.reshape(blocks, kv_heads, -1, block.queries.shape[1], n).transpose(0, 3, 1, 2, 4)

@@ -25,8 +25,9 @@ def sample(
     p = np.exp(z)
     kept = _cut_to_top_p(_cut_to_top_k(p, top_k), top_p)
     running = kept.cumsum(axis=-1)
-    drawn = (running > (uniforms * running[:, -1])[:, None]).argmax(axis=-1)
-    tokens = np.where(temperature == 0, logits.argmax(axis=-1), drawn)
+    tokens = (running > (uniforms * running[:, -1])[:, None]).argmax(axis=-1)
+    if not temperature.all():
+        tokens = np.where(temperature == 0, logits.argmax(axis=-1), tokens)
     return tokens, _logprobs(z, p, tokens[:, None]).astype(logits.dtype)[:, 0]
 
 
@@ -46,9 +47,9 @@ def _tempered(logits: Array, temperature: Array) -> Array:
 
 def _logprobs(z: Array, p: Array, tokens: NDArray[np.int64]) -> Array:
     """z: (rows, vocab), p: exp(z), tokens: (rows, K) -> (rows, K)."""
-    logprobs: Array = np.take_along_axis(z, tokens, axis=-1)
-    logprobs -= np.log(p.sum(axis=-1, keepdims=True))
-    return logprobs
+    total: Array = p.sum(axis=-1, keepdims=True)
+    chosen: Array = z[np.arange(len(z))[:, None], tokens]
+    return chosen - np.log(total)
 
 
 def _cut_to_top_k(p: Array, top_k: NDArray[np.int64]) -> Array:

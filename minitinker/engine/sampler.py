@@ -163,9 +163,9 @@ class Sampler:
             failure = error
         if failure is not None:
             self._fail(failure, [sequence for sequence, _ in fed] or self._waiting[:1])
+            self._forget_answered()
         if failure is not None or not self._running:
             self._one_core.close()
-        self._forget_answered()
 
     def _fail(self, failure: BaseException, failed: list[_Sequence]) -> None:
         """Tell it to those who were in the step, or else first in line; the others begin again in an empty arena."""
@@ -352,8 +352,11 @@ class Sampler:
             last = self._ops.embedding(self._ops.array(np.array(rows)), h)
             logits, _ = logits_forward(self._networks.of(snapshots, owners), last)
             self._draw(drawing, logits)
-            for sequence in self._without_nan(drawing):
-                self._end_if_over(sequence)
+            for sequence in drawing:
+                if math.isnan(sequence.logprobs[-1]):
+                    _fail_for_nan(sequence.active)
+                else:
+                    self._end_if_over(sequence)
         self._running = [sequence for sequence in self._running if sequence.region is not None]
 
     def _states(self, fed: list[tuple[_Sequence, int]], snapshots: list[Snapshot]) -> tuple[Array, list[int]]:
@@ -427,14 +430,14 @@ class Sampler:
         """The sequences that draw from this one's last row: itself, and right after the prompt every other sample of
         its request for which there is room, each with a copy of the prompt's keys and values."""
         active, request = sequence.active, sequence.request
+        if sequence.sample > 0 or sequence.tokens:
+            return [sequence]
         if request.future.done():
             return []
         if request.samples == 0:
             self._answer(active)
             self._release(sequence, keep=True)
             return []
-        if sequence.sample > 0 or sequence.tokens:
-            return [sequence]
         drawing = [sequence]
         for j in range(1, request.samples):
             other = _Sequence(active, j, Uniforms(active.seed, j))
@@ -482,13 +485,6 @@ class Sampler:
             k = request.top_logprobs
             sequence.top.append(TopkLogprobs(top.token_ids[i : i + 1, :k], top.logprobs[i : i + 1, :k]))
 
-    def _without_nan(self, sequences: list[_Sequence]) -> list[_Sequence]:
-        """Fail the requests whose weights give no numbers, and only these; the sequences of the others."""
-        for sequence in sequences:
-            if math.isnan(sequence.logprobs[-1]) and not sequence.request.future.done():
-                _fail_for_nan(sequence.active)
-        return [sequence for sequence in sequences if not sequence.request.future.done()]
-
     # Ends
 
     def _end_if_over(self, sequence: _Sequence) -> None:
@@ -534,8 +530,10 @@ class Sampler:
 
 
 def _fail_for_nan(active: _Active) -> None:
+    """Fail the request whose weights give no numbers, and only this one."""
     cause = "the weights of this client give logits that are not finite; was the learning rate too high?"
-    settle(active.request.future, error=BadRequestError(cause))
+    if not active.request.future.done():
+        settle(active.request.future, error=BadRequestError(cause))
 
 
 def _joined(places: list[TopkLogprobs]) -> TopkLogprobs:
