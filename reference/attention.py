@@ -89,8 +89,7 @@ def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths
             shape = (0, seen.bit_length()) if rows == 1 else (-(-rows // ALIKE), -(-seen // ALIKE))
             alike[shape].append((q_start + first, rows, k_start, seen))
     some = q_lengths > 0
-    blocks = [_padded(*np.array(blocks).T[..., None]) for blocks in alike.values()]
-    return Plan(blocks, k_starts[some], (k_starts + k_lengths)[some])
+    return Plan([_padded(blocks) for blocks in alike.values()], k_starts[some], (k_starts + k_lengths)[some])
 
 
 def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) -> tuple[Array, Any]:
@@ -148,16 +147,18 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     return dq, dk, dv
 
 
-def _padded(q_firsts: Index, rows: Index, k_firsts: Index, seen: Index) -> Blocks:
-    """Blocks of some rows, beginning at q_firsts, that see some keys, beginning at k_firsts: all (blocks, 1)."""
-    most = rows.max()
-    row, key = np.arange(2 if most == 1 else -(-most // ROUND) * ROUND), np.arange(seen.max())
-    queries = q_firsts + np.minimum(row, rows - 1)
+def _padded(blocks: list[tuple[int, int, int, int]]) -> Blocks:
+    """Blocks of some rows that see some keys, each (first row of q, rows, first row of k, keys)."""
+    q_firsts, rows, k_firsts, seen = np.array(blocks).T[..., None]  # (blocks, 1)
+    sizes = [(rows, seen) for _, rows, _, seen in blocks]
+    most, most_seen = max(rows for rows, _ in sizes), max(seen for _, seen in sizes)
+    row, key = np.arange(2 if most == 1 else -(-most // ROUND) * ROUND), np.arange(most_seen)
+    own_row = np.minimum(row, rows - 1)
+    queries = q_firsts + own_row
     keys = k_firsts + np.minimum(key, seen - 1)
-    sizes = list(zip(rows[:, 0].tolist(), seen[:, 0].tolist(), strict=True))
     if len(set(sizes)) == 1:
-        rows, seen = rows[:1], seen[:1]
-    last = seen - rows + np.minimum(row, rows - 1)  # (blocks, rows), the last key that each query sees
+        rows, seen, own_row = rows[:1], seen[:1], own_row[:1]
+    last = seen - rows + own_row  # (blocks, rows), the last key that each query sees
     hidden = key[last.min() + 1 :, None] > last[:, None, :]
     mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
     return Blocks(queries, keys, sizes, row >= rows, mask[:, :, None])

@@ -95,7 +95,7 @@ def assert_same(actual, expected):
 
 def rows(sampler):
     """Rows of the sampler's arena."""
-    return len(sampler._arena.cache.keys[0])
+    return len(sampler._regions.arena.cache.keys[0])
 
 
 # Random numbers
@@ -243,7 +243,7 @@ def test_a_request_of_no_samples_is_about_its_prompt_alone(sampler):
 
 def small(base, tokens):
     """A sampler whose arena holds so many tokens."""
-    return Sampler(reference, base, cache_bytes=tokens * Sampler(reference, base)._arena.row_bytes)
+    return Sampler(reference, base, cache_bytes=tokens * Sampler(reference, base)._regions.arena.row_bytes)
 
 
 def test_what_finds_no_room_waits_and_comes_out_the_same(model, snapshots):
@@ -377,7 +377,7 @@ def test_an_error_before_the_first_step_of_a_request_is_its_answer(sampler, monk
     def no_room(rows, most_rows):
         raise RuntimeError(f"no room for {rows} rows")
 
-    monkeypatch.setattr(sampler._arena, "allocate", no_room)
+    monkeypatch.setattr(sampler._regions.arena, "allocate", no_room)
     refused = request()
     sampler.add(refused)
     sampler.step()

@@ -30,7 +30,7 @@ def base():
 class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
     @initialize(tokens=st.sampled_from([180, 400, 5000]))
     def begin(self, tokens):
-        row_bytes = Sampler(reference, base())._arena.row_bytes
+        row_bytes = Sampler(reference, base())._regions.arena.row_bytes
         self.sampler = Sampler(reference, base(), cache_bytes=tokens * row_bytes)
         self.trainer = make_trainer(base(), rank=3, spread=0.1)
         self.snapshots = [None, self.trainer.snapshot()]
@@ -109,10 +109,10 @@ class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
             assert not self.sampler.busy
             self.what_is_answered_is_what_each_would_get_alone_and_what_forward_says()
             assert not self.open
-            taken = sum(region.rows for region in self.sampler._kept)
-            holes = sum(end - start for start, end in self.sampler._arena._holes)
+            taken = sum(region.rows for region in self.sampler._regions.kept)
+            holes = sum(end - start for start, end in self.sampler._regions.arena._holes)
             sampler_file.MORE_ROWS, sampler_file.CHUNK = self.sizes
-            assert taken + holes == self.sampler._arena.rows <= self.sampler._arena.most_rows
+            assert taken + holes == self.sampler._regions.arena.rows <= self.sampler._regions.arena.most_rows
 
 
 def check(response, fields):

@@ -4,26 +4,24 @@ A step feeds every sequence its next tokens in one packed pass: to one that deco
 a chunk of their prompt. From each that has none left it draws a token. A sequence joins between two steps and
 leaves when it ends.
 
-Each has a region of the arena for its keys and values. Where there is no room the latest wait: those that have not
-begun, and those whose region an earlier one needs to go on. The latter begin again with their tokens as a longer
-prompt, which gives the same keys and values. The regions of sequences that ended are kept as long as there is room,
-since a prompt that extends one of them need not be computed again.
+Each has a region for its keys and values. Where there is no room the latest wait: those that have not begun, and
+those whose region an earlier one needs to go on. The latter begin again with their tokens as a longer prompt, which
+gives the same keys and values.
 """
 
 import math
 import secrets
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitinker.engine.cache import Arena
 from minitinker.engine.fitting import out_of_memory
 from minitinker.engine.networks import Networks, distinct, place
+from minitinker.engine.regions import Region, Regions
 from minitinker.engine.request import SampleRequest, Uniforms
 from minitinker.engine.scoring import PromptScores, first_scored, score_prompt, top_of
 from minitinker.engine.trainer import Snapshot
@@ -42,29 +40,6 @@ PROMPT_TOKENS = 2048  # of prompts that one step takes in; where others decode
 CHUNK = 256  # of them, so that these do not wait long
 SAMPLES = 1024  # sequences that go through together
 MORE_ROWS = 64  # rows of a region beyond what is known of its sequence; they double when they are full
-KEPT = 256  # regions of sequences that ended, and
-KEPT_BYTES = 256 << 20  # bytes of the arena, up to which these stay rather than make room
-SHORTEST = 16  # tokens of a prompt that are worth being copied from another sequence
-
-
-@dataclass(eq=False)
-class _Region:
-    """Rows of the arena with the keys and values of a text's first `done` tokens. pure: whether all are of the
-    weights `snapshot`, and not, as an inflight client's may be, of later ones. exact: whether they have the bits that
-    a seed promises."""
-
-    start: int
-    rows: int
-    text: Index
-    snapshot: Snapshot | None
-    done: int
-    pure: bool = True
-    exact: bool = True
-
-    @cached_property
-    def head(self) -> bytes:
-        """What to compare first."""
-        return self.text[:SHORTEST].tobytes()
 
 
 @dataclass(eq=False)
@@ -86,7 +61,7 @@ class _Sequence:
     active: _Active
     sample: int
     uniforms: Uniforms
-    region: _Region | None = None
+    region: Region | None = None
     done: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -121,10 +96,10 @@ class Sampler:
         """cache_bytes: of keys and values at most; None: half of the memory that is free now."""
         self._ops, self._base, self._cache_bytes = ops, base, cache_bytes
         self._networks = Networks(ops, base)
-        self._arena = Arena(ops, base.config, cache_bytes)
+        self._regions = Regions(ops, base.config, cache_bytes)
+        self._full: tuple[int, _Sequence] | None = None  # self._regions.changes when this one found no room
         self._waiting: list[_Sequence] = []  # without a region, in the order of age
         self._running: list[_Sequence] = []
-        self._kept: list[_Region] = []  # the one used last at the end
         self._requests_so_far = self._samples_so_far = 0
         self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
 
@@ -171,8 +146,8 @@ class Sampler:
         """Tell it to those who were in the step, or else first in line; the others begin again in an empty arena."""
         for sequence in list(self._running):
             self._give_up(sequence)
-        self._kept = []
-        self._arena = Arena(self._ops, self._base.config, self._cache_bytes)
+        self._regions = Regions(self._ops, self._base.config, self._cache_bytes)
+        self._full = None
         if isinstance(failure, MemoryError):  # told here, where the failed step's arrays are gone
             failure = self._out_of_memory(len(failed))
         for sequence in failed:
@@ -183,7 +158,7 @@ class Sampler:
         free = self._ops.free_memory()
         fitting = "fewer at once may"
         if free is not None:
-            fitting = f"about {free // self._arena.row_bytes} tokens in all would have"
+            fitting = f"about {free // self._regions.arena.row_bytes} tokens in all would have"
         return out_of_memory(f"{samples} samples at once", self._ops.DEVICE, fitting, free)
 
     # Who takes part in a step
@@ -192,87 +167,43 @@ class Sampler:
         """Give regions to those who wait, in their order, until one finds no room."""
         while self._waiting and len(self._running) < SAMPLES:
             sequence = self._waiting[0]
+            if self._full == (self._regions.changes, sequence):
+                return
             if self._give_region(sequence):
                 self._running.append(sequence)
+                self._running.sort(key=lambda s: s.age)  # one that gave way comes back before later ones
             elif self._running:
+                self._full = self._regions.changes, sequence
                 return
             else:
                 self._refuse(sequence)
             self._waiting.pop(0)
 
+    def _give_region(self, sequence: _Sequence) -> bool:
+        """Whether there was one with room for the text and a few tokens more."""
+        request, text = sequence.request, sequence.text(0, sequence.length)
+        rows = len(text) + min(request.max_tokens - len(sequence.tokens), MORE_ROWS)
+        known = len(text) - 1  # the last one's state is what the next token is drawn from
+        if sequence.active.scores is None:
+            known = min(known, first_scored(request))
+        exact = request.seed is not None
+        sequence.region = self._regions.take(text, rows, request.snapshot, known, exact)
+        if sequence.region is not None:
+            sequence.done = sequence.region.done
+        return sequence.region is not None
+
     def _shares(self) -> list[tuple[_Sequence, int]]:
         """How many tokens each running sequence is fed: one where it decodes, of prompts as many as a step takes,
         the earliest first. Regions that are too small for that become larger, or their sequence waits."""
-        self._running.sort(key=lambda s: s.age)
-        decoding = any(s.length - s.done == 1 for s in self._running)
-        left = CHUNK if decoding else PROMPT_TOKENS
+        missing = [s.length - s.done for s in self._running]
+        left = CHUNK if 1 in missing else PROMPT_TOKENS
         shares = []
-        for sequence in list(self._running):
-            missing = sequence.length - sequence.done
-            share = 1 if missing == 1 else min(missing, left)
-            if share > 0 and sequence.region is not None and self._make_room(sequence, share):
+        for sequence, tokens in list(zip(self._running, missing, strict=True)):
+            share = 1 if tokens == 1 else min(tokens, left)
+            if share > 0 and self._make_room(sequence, share):
                 shares.append((sequence, share))
-                left -= 0 if missing == 1 else share
+                left -= 0 if tokens == 1 else share
         return [(sequence, share) for sequence, share in shares if sequence.region is not None]
-
-    def _give_region(self, sequence: _Sequence) -> bool:
-        """A region with room for the text and a few tokens more, and in it what others have of its beginning."""
-        request, text = sequence.request, sequence.text(0, sequence.length)
-        rows = len(text) + min(request.max_tokens - len(sequence.tokens), MORE_ROWS)
-        rows = max(len(text), min(rows, self._arena.most_rows))
-        known, source = self._known(sequence, text)
-        start = self._allocate(rows, spared=source)
-        if start is None and source in self._kept:  # where it stands in the way itself
-            known, source = 0, None
-            start = self._allocate(rows)
-        if start is None:
-            return False
-        if source is not None:
-            self._arena.copy(source.start, start, known)
-        exact = source is None or source.exact
-        sequence.region = _Region(start, rows, text, request.snapshot, known, exact=exact)
-        sequence.done = known
-        return True
-
-    def _known(self, sequence: _Sequence, text: Index) -> tuple[int, _Region | None]:
-        """How much of the text's beginning a region holds under the same weights, and that region."""
-        request, best, source = sequence.request, SHORTEST - 1, None
-        most = len(text) - 1  # the last one's state is what the next token is drawn from
-        if sequence.active.scores is None:
-            most = min(most, first_scored(request))
-        if most <= best:
-            return 0, None
-        head = text[:SHORTEST].tobytes()
-        for region in [*self._kept, *(s.region for s in self._running if s.region is not None)]:
-            if (
-                region.snapshot is request.snapshot
-                and region.pure
-                and (region.exact or request.seed is None)
-                and region.done > best
-                and region.head == head
-            ):
-                size = min(most, region.done)
-                same = region.text[:size] == text[:size]
-                length = size if same.all() else int(same.argmin())
-                if length > best:
-                    best, source = length, region
-        if source is None:
-            return 0, None
-        if source in self._kept:  # the one used last stands at the end
-            self._kept.remove(source)
-            self._kept.append(source)
-        return best, source
-
-    def _allocate(self, rows: int, spared: _Region | None = None) -> int | None:
-        """The start of a region of the arena, for which kept ones give way, except `spared`."""
-        modest = KEPT_BYTES // self._arena.row_bytes
-        start = self._arena.allocate(rows, modest)
-        for region in list(self._kept):
-            if start is None and region is not spared:
-                self._kept.remove(region)
-                self._arena.free(region.start, region.rows)
-                start = self._arena.allocate(rows, modest)
-        return self._arena.allocate(rows) if start is None else start
 
     def _make_room(self, sequence: _Sequence, share: int) -> bool:
         """Whether the region can take `share` tokens more, if need be after it became larger. Where there is no room
@@ -283,43 +214,35 @@ class Sampler:
         whole = len(sequence.request.prompt) + sequence.request.max_tokens
         while True:
             for rows in (max(needed, min(2 * region.rows, whole)), needed):
-                if self._arena.extend(region.start, region.rows, rows):
-                    region.rows = rows
+                if self._regions.extend(region, sequence.done, rows):
                     return True
-                if (start := self._allocate(rows)) is not None:
-                    self._arena.copy(region.start, start, sequence.done)
-                    self._arena.free(region.start, region.rows)
-                    region.start, region.rows = start, rows
-                    return True
-            latest = max(self._running, key=lambda s: s.age)
+            latest = self._running[-1]
             self._give_up(latest)
             if latest is sequence:
                 return False
 
     def _give_up(self, sequence: _Sequence) -> None:
         """Take the region away; the sequence waits in its place in line and begins again."""
-        self._release(sequence)
+        self._give_back(sequence)
         if sequence.active.scores is None:
             sequence.active.states = []
         self._running.remove(sequence)
         self._waiting = sorted([*self._waiting, sequence], key=lambda s: s.age)
 
-    def _release(self, sequence: _Sequence, keep: bool = False) -> None:
-        """Free the region, or keep what it holds for texts that extend it."""
+    def _give_back(self, sequence: _Sequence) -> None:
+        region, sequence.region, sequence.done = sequence.region, None, 0
+        if region is not None:
+            self._regions.give_back(region)
+
+    def _keep(self, sequence: _Sequence) -> None:
+        """Give the region back with what it holds, for texts that extend it."""
         region, sequence.region = sequence.region, None
-        if region is None:
-            return
-        if keep and region.pure and sequence.done >= SHORTEST:
-            self._kept.append(replace(region, text=sequence.text(0, sequence.done), done=sequence.done))
-            if len(self._kept) <= KEPT:
-                return
-            region = self._kept.pop(0)
-        sequence.done = 0
-        self._arena.free(region.start, region.rows)
+        if region is not None:
+            self._regions.keep(region, sequence.text(0, sequence.done))
 
     def _refuse(self, sequence: _Sequence) -> None:
         """Fail a request whose samples are too long for the arena, one at a time."""
-        arena = self._arena
+        arena = self._regions.arena
         settle(
             sequence.request.future,
             error=BadRequestError(
@@ -334,23 +257,24 @@ class Sampler:
     def _advance(self, fed: list[tuple[_Sequence, int]]) -> None:
         """Feed so many tokens to each sequence, and draw a token from each that has none left."""
         snapshots = distinct([s.request.snapshot for s, _ in fed])
-        h, ends = self._states(fed, snapshots)
+        owners = np.repeat(
+            [place(snapshots, s.request.snapshot) for s, _ in fed], [share for _, share in fed]
+        )
+        h = self._states(fed, snapshots, owners)
         drawing: list[_Sequence] = []
         rows: list[int] = []
-        for (sequence, share), end in zip(fed, ends, strict=True):
+        end = 0
+        for sequence, share in fed:
+            end += share
             self._note_states(sequence, h[end - share : end], snapshots)
             sequence.done += share
-            region = sequence.region
-            if region is not None and region.done < len(region.text):
-                region.done = min(sequence.done, len(region.text))
             if sequence.done == sequence.length:
                 drawn = self._split(sequence)
                 drawing += drawn
                 rows += [end - 1] * len(drawn)
         if drawing:
-            owners = np.array([place(snapshots, s.request.snapshot) for s in drawing])
             last = self._ops.embedding(self._ops.array(np.array(rows)), h)
-            logits, _ = logits_forward(self._networks.of(snapshots, owners), last)
+            logits, _ = logits_forward(self._networks.of(snapshots, owners[rows]), last)
             self._draw(drawing, logits)
             for sequence in drawing:
                 if math.isnan(sequence.logprobs[-1]):
@@ -359,17 +283,28 @@ class Sampler:
                     self._end_if_over(sequence)
         self._running = [sequence for sequence in self._running if sequence.region is not None]
 
-    def _states(self, fed: list[tuple[_Sequence, int]], snapshots: list[Snapshot]) -> tuple[Array, list[int]]:
-        """The final states of all tokens fed, (tokens, hidden_size), and where those of each sequence end."""
-        ops, lengths = self._ops, [share for _, share in fed]
-        large = sum(lengths) * self._base.config.hidden_size >= SMALL
-        parts = micro_batches(lengths, ops.width() if large else 1)
+    def _states(
+        self, fed: list[tuple[_Sequence, int]], snapshots: list[Snapshot], owners: NDArray[np.int64]
+    ) -> Array:
+        """The final states of all tokens fed, (tokens, hidden_size). owners: (tokens,), as in Networks.of."""
+        ops, cache = self._ops, self._regions.arena.cache
+        parts = [range(len(fed))]
+        large = len(owners) * self._base.config.hidden_size >= SMALL
+        if large:
+            parts = micro_batches([share for _, share in fed], ops.width())
         if large and len(parts) == 1:
             self._one_core.close()
         elif not self._on_one_core:
             self._on_one_core = True
             self._one_core.enter_context(ops.on_one_core())
             self._one_core.callback(setattr, self, "_on_one_core", False)
+        merged = None
+        if all(s.request.seed is None and s.tokens and share == 1 for s, share in fed):
+            merged = self._networks.merged([s.request.snapshot for s, _ in fed])  # no seed asks for no bits
+        network = merged or self._networks.of(snapshots, owners)
+        for sequence, _ in fed if merged else []:
+            if sequence.region is not None:
+                sequence.region.exact = False
 
         def pass_through(part: range) -> Array:
             own = [fed[i] for i in part]
@@ -378,28 +313,18 @@ class Sampler:
                 np.array([s.done for s, _ in own]),
                 np.array([s.region.start for s, _ in own if s.region is not None]),
             )
-            owners = np.array([place(snapshots, s.request.snapshot) for s, _ in own])
-            net = merged or networks.of(snapshots, np.repeat(owners, batch.q_lengths))
-            return hidden_states(net, batch, self._arena.cache)[0]
+            first = sum(share for _, share in fed[: part.start])
+            rows = slice(first, first + len(batch.tokens))
+            return hidden_states(network.part(rows), batch, cache)[0]
 
-        networks = self._networks
-        merged = None
-        if all(s.request.seed is None and s.tokens and share == 1 for s, share in fed):
-            # who gives no seed asks for no bits
-            merged = networks.merged([s.request.snapshot for s, _ in fed])
-        if merged is not None:
-            for sequence, _ in fed:
-                if sequence.region is not None:
-                    sequence.region.exact = False
-        networks.of(snapshots, np.zeros(1, np.int64))  # stacked once, before two threads ask for it
-        states = ops.side_by_side(pass_through, parts)
-        return self._in_one(states), np.cumsum(lengths).tolist()
+        return self._in_one(ops.side_by_side(pass_through, parts))
 
     def _note_states(self, sequence: _Sequence, h: Array, snapshots: list[Snapshot]) -> None:
         """h: (tokens, hidden_size), the states of the tokens just fed, for what is asked about the prompt."""
         region, active, request = sequence.region, sequence.active, sequence.request
-        if region is not None and region.snapshot is not request.snapshot:
-            region.pure = False
+        if region is not None:
+            region.pure = region.pure and region.snapshot is request.snapshot
+            region.done = min(sequence.done + len(h), len(region.text))
         if active.scores is not None:
             return
         end, first = sequence.done + len(h), first_scored(request)
@@ -436,7 +361,7 @@ class Sampler:
             return []
         if request.samples == 0:
             self._answer(active)
-            self._release(sequence, keep=True)
+            self._keep(sequence)
             return []
         drawing = [sequence]
         for j in range(1, request.samples):
@@ -446,19 +371,16 @@ class Sampler:
                 drawing.append(other)
             else:
                 self._waiting.append(other)
+        self._running.sort(key=lambda s: s.age)
         self._waiting.sort(key=lambda s: s.age)
         return drawing
 
     def _copy_region(self, source: _Sequence, target: _Sequence) -> bool:
         """Give a sample of the same request a copy of the prompt's keys and values, if there is room."""
-        old, size = source.region, source.done
-        rows = size + min(target.request.max_tokens, MORE_ROWS)
-        start = None if old is None else self._allocate(rows)
-        if old is None or start is None:
-            return False
-        self._arena.copy(old.start, start, size)
-        target.region, target.done = replace(old, start=start, rows=rows, done=size), size
-        return True
+        rows = source.done + min(target.request.max_tokens, MORE_ROWS)
+        if source.region is not None:
+            target.region, target.done = self._regions.copy(source.region, source.done, rows), source.done
+        return target.region is not None
 
     def _draw(self, sequences: list[_Sequence], logits: Array) -> None:
         requests = [s.request for s in sequences]
@@ -501,7 +423,7 @@ class Sampler:
             logprobs_np=np.array(sequence.logprobs, np.float32),
             topk_logprobs_np=_joined(sequence.top) if sequence.top else None,
         )
-        self._release(sequence, keep=True)
+        self._keep(sequence)
         if len(active.sequences) == request.samples:
             self._answer(active)
 
@@ -520,7 +442,7 @@ class Sampler:
         """Give back the places of requests that were cancelled or failed."""
         gone = [s for s in [*self._waiting, *self._running] if s.request.future.done()]
         for sequence in gone:
-            self._release(sequence)
+            self._give_back(sequence)
         for future in {sequence.request.future for sequence in gone}:
             if future.cancelled():
                 future.set_running_or_notify_cancel()  # so that concurrent.futures.wait hears of it
