@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitinker.engine import metadata as module
-from minitinker.engine.metadata import METADATA, Metadata, check_sum, metadata_text, read_metadata, sha256_of
+from minitinker.engine.metadata import Metadata, metadata_text, read_metadata
 from minitinker.errors import BadRequestError, NotFoundError
 from minitinker.model.adapter import AdapterSpec
+from minitinker.model.sums import METADATA
 
 SPEC = AdapterSpec(2, {"lm_head": (10, 4)})
 PLAIN = Metadata("weights", datetime(2026, 1, 2, tzinfo=UTC), "owner/name", SPEC, 3, True)
@@ -82,19 +83,6 @@ def test_a_folder_without_metadata_says_so(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(NotFoundError, match=rf"{METADATA} does not exist"):
             read_metadata(folder)
-
-
-def test_a_file_is_held_against_its_checksum_where_there_is_one(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("content")
-    metadata = replace(PLAIN, sums={"file": sha256_of("content")})
-    check_sum(path, metadata)
-    path.write_text("contend")
-    check_sum(path, PLAIN)
-    with pytest.raises(
-        BadRequestError, match=rf"{path} is not as it was saved: it has 7 bytes with the sha256"
-    ):
-        check_sum(path, metadata)
 
 
 def test_what_expires_has_expired_at_that_moment_and_not_before(monkeypatch):

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from random_models import CONFIGS, our_logits, random_flat, random_model, saved, their_logits
 from safetensors.torch import load_file, save_file
 
-from minitinker.engine.saved_state import SavedState, read_state, write_state
+from minitinker.engine.saved_state import SavedState, read_state, write_metadata, write_state
 from minitinker.errors import BadRequestError, NotFoundError
 from minitinker.model.adapter import AdapterSpec, adapter_spec
 from minitinker.model.config import linear_shapes
@@ -227,6 +227,11 @@ def test_a_pickle_under_the_adapters_name_is_refused_and_not_run(tmp_path):
 def test_a_field_of_the_metadata_that_cannot_be_is_named_with_its_value(key, value, tmp_path):
     change_metadata(written(tmp_path), lambda fields: fields.update({key: value}))
     assert_refused(tmp_path, tmp_path / "minitinker.json", f"{key} is {json.dumps(value)}")
+
+
+def test_a_merged_model_is_no_state(tmp_path):
+    write_metadata(tmp_path, random_state(), "external_weights", {}, None)
+    assert_refused(tmp_path, tmp_path, "of the kind external_weights; it must be weights or sampler_weights")
 
 
 @pytest.mark.parametrize("key", ["format", "rank", "alpha", "shapes", "step", "optimizer", "base_model"])

@@ -5,10 +5,11 @@ from small_states import state
 
 from minitinker.engine import settled as module
 from minitinker.engine.checkpoints import CheckpointStore
-from minitinker.engine.metadata import METADATA, read_metadata
+from minitinker.engine.metadata import read_metadata
 from minitinker.engine.places import place_of
 from minitinker.engine.settled import settled
 from minitinker.errors import APIError, BadRequestError
+from minitinker.model.sums import METADATA
 
 PATH = "tinker://run/weights/a"
 

@@ -17,7 +17,7 @@ from reprlib import repr as shortened
 from typing import TypeVar
 
 from minitinker.conform import is_whole
-from minitinker.engine.metadata import METADATA, Metadata, metadata_text, now, read_metadata
+from minitinker.engine.metadata import Metadata, metadata_text, now, read_metadata
 from minitinker.engine.places import (
     Place,
     check_inside,
@@ -45,6 +45,7 @@ from minitinker.engine.sweeping import expired, remove, sweep
 from minitinker.errors import APIError, BadRequestError, ConflictError, NotFoundError
 from minitinker.model.export import merge_adapter
 from minitinker.model.files import fsync, make_folder, placed, present
+from minitinker.model.sums import METADATA
 from minitinker.model.weights import BaseModel
 
 __all__ = ["CheckpointStore", "Entry", "SavedState", "check_name"]

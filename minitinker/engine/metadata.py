@@ -4,7 +4,6 @@ The file's checksum of itself is over its other fields. Checkpoints of earlier v
 are read without.
 """
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -15,10 +14,9 @@ from typing import Any, NoReturn
 from minitinker.errors import BadRequestError, NotFoundError
 from minitinker.model.adapter import AdapterSpec
 from minitinker.model.config import read_json_object
+from minitinker.model.sums import METADATA, SUMS, sha256_of
 
-METADATA = "minitinker.json"
 _FORMAT = 1
-_SUMS = "sha256"
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,9 @@ def metadata_text(metadata: Metadata) -> str:
         "alpha": metadata.spec.alpha,
         "shapes": metadata.spec.shapes,
         "user_metadata": metadata.user_metadata,
-        _SUMS: metadata.sums,
+        SUMS: metadata.sums,
     }
-    fields[_SUMS] = metadata.sums | {METADATA: _own_sum(fields)}
+    fields[SUMS] = metadata.sums | {METADATA: _own_sum(fields)}
     return json.dumps(fields, indent=2) + "\n"
 
 
@@ -89,38 +87,20 @@ def read_metadata(folder: Path) -> Metadata:
         user_metadata=fields.strings("user_metadata"),
         expires_at=expires,
         public=fields.flag("public", False),
-        sums=fields.strings(_SUMS) or {},
+        sums=fields.strings(SUMS) or {},
     )
     own = metadata.sums.pop(METADATA, None)
     if own is not None and own != _own_sum(fields.fields):
         raise BadRequestError(
             f"{fields.path} is not as it was saved: its sha256 of itself does not fit, so it was altered or"
-            f" damaged; to keep a change of your own, remove {METADATA} from its {_SUMS}"
+            f" damaged; to keep a change of your own, remove {METADATA} from its {SUMS}"
         )
     return metadata
 
 
-def check_sum(path: Path, metadata: Metadata) -> None:
-    """Raise BadRequestError, naming the file, where its bytes are not those that were saved."""
-    saved = metadata.sums.get(path.name)
-    if saved is None:
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != saved:
-        raise BadRequestError(
-            f"{path} is not as it was saved: it has {path.stat().st_size} bytes with the sha256 {found:.16}...,"
-            f" and {METADATA} says {saved:.16}...; it was altered or damaged"
-        )
-
-
-def sha256_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _own_sum(fields: dict[str, Any]) -> str:
-    sums = {name: value for name, value in (fields.get(_SUMS) or {}).items() if name != METADATA}
-    return sha256_of(json.dumps(fields | {_SUMS: sums}, sort_keys=True))
+    sums = {name: value for name, value in (fields.get(SUMS) or {}).items() if name != METADATA}
+    return sha256_of(json.dumps(fields | {SUMS: sums}, sort_keys=True))
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from minitinker.engine.checkpoints import CheckpointStore
-from minitinker.engine.metadata import METADATA
 from minitinker.engine.peft_adapter import peft_base_model, read_peft_adapter
 from minitinker.engine.saved_state import ADAPTER_CONFIG, SavedState, read_state
 from minitinker.errors import BadRequestError, NotFoundError
 from minitinker.model.export import merge_adapter
+from minitinker.model.sums import METADATA
 from minitinker.model.weights import BaseModel, lasting_name, load_base_model
 
 LoadBase = Callable[[str], BaseModel]

@@ -17,16 +17,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from minitinker.engine.metadata import (
-    METADATA,
     Metadata,
-    check_sum,
     metadata_text,
     now,
     read_metadata,
-    sha256_of,
 )
 from minitinker.errors import BadRequestError, NotFoundError
 from minitinker.model.adapter import AdapterSpec, views
+from minitinker.model.sums import METADATA, check_sum, sha256_of
 from minitinker.model.tensor_files import (
     Float32Array,
     check_readable,
@@ -102,8 +100,13 @@ def read_state(folder: Path) -> SavedState:
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
+    if metadata.kind not in STATES:
+        raise BadRequestError(
+            f"{folder} is of the kind {metadata.kind:.80}; it must be {' or '.join(STATES)} (a merged model is a"
+            " base_model of its own)"
+        )
     if ADAPTER_CONFIG in metadata.sums:  # nothing is read from it here, but others would believe it
-        check_sum(_there(folder / ADAPTER_CONFIG), metadata)
+        check_sum(folder / ADAPTER_CONFIG, metadata.sums[ADAPTER_CONFIG])
     (flat,) = _read_buffers(folder / ADAPTER, metadata, _WEIGHT)
     m = v = None
     if metadata.optimizer:
@@ -179,7 +182,8 @@ def _read_buffers(path: Path, metadata: Metadata, *forms: str) -> list[Float32Ar
     check_tensors(stored, expected, path, METADATA)
     for name in expected:
         check_readable(name, stored[name])
-    check_sum(path, metadata)  # last, since the others say more
+    if path.name in metadata.sums:  # last, since the others say more
+        check_sum(path, metadata.sums[path.name])
     buffers = [np.empty(spec.size, np.float32) for _ in forms]
     for form, flat in zip(forms, buffers, strict=True):
         for name, tensor in _tensors(spec, flat, form).items():

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from minitinker.engine.metadata import METADATA
 from minitinker.engine.places import Place, inside, namesake
 from minitinker.errors import APIError, BadRequestError, NotFoundError
 from minitinker.model.files import present
+from minitinker.model.sums import METADATA
 
 T = TypeVar("T")
 

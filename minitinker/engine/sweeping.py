@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from minitinker.engine.metadata import METADATA, read_metadata
+from minitinker.engine.metadata import read_metadata
 from minitinker.engine.places import Place, inside, places, run_ids
 from minitinker.engine.saved_state import KINDS
 from minitinker.engine.sharing import PART, locked, sweep_work_folders
 from minitinker.errors import APIError, BadRequestError, NotFoundError
 from minitinker.model.files import ASIDE, fsync, old_of, present
+from minitinker.model.sums import METADATA
 
 _LEFT = (
     86400.0  # seconds after which a work folder of an earlier version, which held no lock, was left behind

@@ -15,6 +15,7 @@ import numpy as np
 
 from minitinker.errors import BadRequestError, NotFoundError, PermissionDeniedError
 from minitinker.model.config import ModelConfig, read_config, read_json_object, tensor_shapes
+from minitinker.model.sums import check_sums
 from minitinker.model.tensor_files import (
     Float32Array,
     Stored,
@@ -100,7 +101,7 @@ _loading = threading.Lock()
 def load_base_model(name: str) -> BaseModel:
     """The base model of that name. As long as anyone holds it, everyone who asks gets the same object.
 
-    Raises what `find_model`, `read_config` and `read_weights` raise. Safe to call from any thread.
+    Raises what `find_model`, `read_config`, `read_weights` and `check_sums` raise. Safe to call from any thread.
     """
     with _loading:  # held while loading, so that two clients who start together do not load twice
         folder = find_model(name).resolve()
@@ -108,6 +109,7 @@ def load_base_model(name: str) -> BaseModel:
         if model is None:
             config = read_config(folder)
             model = BaseModel(name, folder, config, read_weights(folder, config))
+            check_sums(folder)  # of save_weights_external; last, since the others say more
             _loaded[folder] = model
         return model
 
