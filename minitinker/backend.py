@@ -59,9 +59,18 @@ def load_backend(name: str | None = None, device: str | None = None, dtype: str 
 
 
 def storage_folder() -> Path:
-    """Where checkpoints live: $MINITINKER_HOME, else ~/.minitinker."""
+    """Where checkpoints live: $MINITINKER_HOME, else ~/.minitinker.
+
+    Raises BadRequestError where the home folder that either begins with is not known.
+    """
     home = os.environ.get("MINITINKER_HOME")
-    return Path(home).expanduser().absolute() if home else Path.home() / ".minitinker"
+    try:
+        return Path(home).expanduser().absolute() if home else Path.home() / ".minitinker"
+    except RuntimeError as error:
+        given = f"MINITINKER_HOME is {home!r:.300}" if home else "MINITINKER_HOME is not set"
+        raise BadRequestError(
+            f"{given}, and that home folder is not known; set it to a whole path"
+        ) from error
 
 
 def _gpu() -> bool:

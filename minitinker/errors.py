@@ -16,6 +16,7 @@
           RateLimitError         429
           InternalServerError    500
       RequestFailedError             request_id, category
+      ServiceClosedError             also a RuntimeError, which that library raises; the name is ours
 
 There is no server here, so an error needs a message and nothing else, and the status codes are only
 there for scripts that look at them. Some kinds (billing, authentication) are never raised on one machine;
@@ -133,6 +134,13 @@ class RequestFailedError(TinkerError):
     def __reduce__(self) -> tuple[type["RequestFailedError"], tuple[str, str, RequestErrorCategory]]:
         # An exception is pickled with the arguments of Exception.__init__: here one of three.
         return type(self), (self.message, self.request_id, self.category)
+
+
+class ServiceClosedError(TinkerError, RuntimeError):
+    """A call on a ServiceClient that was closed, or on a client that it made."""
+
+    def __init__(self, message: str = "the ServiceClient is closed; make a new one") -> None:
+        super().__init__(message)
 
 
 class ExperimentalWarning(FutureWarning):

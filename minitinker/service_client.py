@@ -14,7 +14,7 @@ from minitinker.engine.origin import read_origin
 from minitinker.engine.runs import new_record
 from minitinker.engine.session import Session
 from minitinker.engine.trainer import Trainer
-from minitinker.errors import BadRequestError, TinkerError
+from minitinker.errors import BadRequestError, ServiceClosedError
 from minitinker.futures import APIFuture
 from minitinker.hosted import NO_ACCOUNTS, RetryConfig, check_connection, hosted, refuse_hosted
 from minitinker.listing import server_capabilities
@@ -241,7 +241,7 @@ class ServiceClient:
 
     def __enter__(self) -> Self:
         if self._session.worker.closed:
-            raise TinkerError("the ServiceClient is closed; make a new one")
+            raise ServiceClosedError
         return self
 
     def __exit__(

@@ -36,7 +36,8 @@ def layout(
         raise ValueError("sparse_crow_indices and sparse_col_indices are given together or not at all")
     if shape is None or len(shape) != 2 or min(shape) < 0:
         raise ValueError(
-            f"shape is {shortened(shape)}; sparse data needs the shape of the whole matrix, [rows, columns]"
+            f"shape is {shortened(shape)}; sparse data needs the shape of the whole matrix, [rows, columns], each at"
+            " least 0"
         )
     rows, columns = shape
     made = Layout(_indices("crow", crow), _indices("col", col), (rows, columns))

@@ -256,7 +256,12 @@ def _as_float32(source: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 def _fold(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Flat `array` in the given shape."""
-    if array.ndim != 1 or any(length < 0 for length in shape) or math.prod(shape) != array.size:
+    if any(length < 0 for length in shape):
+        raise ValueError(
+            f"shape is {shortened(list(shape))}; a length must be at least 0, for none is worked out from the data,"
+            f" which has shape {list(array.shape)}"
+        )
+    if array.ndim != 1 or math.prod(shape) != array.size:
         raise ValueError(f"shape is {shortened(list(shape))}, but the data has shape {list(array.shape)}")
     try:
         return array.reshape(shape)

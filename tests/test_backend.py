@@ -135,6 +135,24 @@ def test_checkpoints_live_where_the_environment_says(monkeypatch, tmp_path):
     assert storage_folder() == tmp_path
 
 
+@pytest.mark.parametrize(
+    ("home", "said"),
+    [("~nosuchuser/a", "MINITINKER_HOME is '~nosuchuser/a', and"), (None, "MINITINKER_HOME is not set, and")],
+)
+def test_a_home_folder_that_is_not_known_is_told(monkeypatch, home, said):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")  # as for a user without a name
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("MINITINKER_HOME", raising=False)
+    if home:
+        monkeypatch.setenv("MINITINKER_HOME", home)
+    with pytest.raises(
+        BadRequestError, match=f"{said} that home folder is not known; set it to a whole path"
+    ):
+        storage_folder()
+
+
 @pytest.mark.parametrize("unset", [True, False])
 def test_checkpoints_live_in_the_home_folder_otherwise(monkeypatch, tmp_path, unset):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)

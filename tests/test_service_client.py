@@ -232,6 +232,7 @@ def test_calls_after_closing_say_so(own):
         lambda: own[0].create_training_client_from_state("tinker://a/weights/b").result(),
         lambda: own[0].create_sampling_client(base_model=model()).result(),
         lambda: client.forward(DATA, "cross_entropy").result(),
+        own[0].__enter__,
         lambda: client.forward_backward(DATA, "cross_entropy").result(),
         lambda: client.forward_backward_custom(DATA, None).result(),
         lambda: client.optim_step(STEP).result(),
@@ -243,8 +244,9 @@ def test_calls_after_closing_say_so(own):
         lambda: asyncio.run(client.get_info_async()),
     ]
     for call in calls:
-        with pytest.raises(TinkerError, match="the ServiceClient is closed; make a new one"):
+        with pytest.raises(TinkerError, match="the ServiceClient is closed; make a new one") as caught:
             call()
+        assert isinstance(caught.value, RuntimeError)  # what the hosted service's library raises
 
 
 def test_one_service_may_close_while_another_goes_on(own, service):

@@ -101,6 +101,7 @@ def test_what_takes_less_room_dense_stays_dense():
         ([2, 3], None, [0, 1], "together or not at all"),
         (None, [0, 1, 2], [0, 1], "shape is None; sparse data needs the shape of the whole matrix"),
         ([6], [0, 1, 2], [0, 1], r"shape is \[6\]"),
+        ([2, -3], [0, 1, 2], [0, 1], r"shape is \[2, -3\]; .*, \[rows, columns\], each at least 0"),
         ([2, 3], [0, 2], [0, 1], "sparse_crow_indices must be 3 numbers"),
         ([2, 3], [1, 1, 2], [0, 1], "from 0 to the 2 values"),
         ([2, 3], [0, 1, 3], [0, 1], "from 0 to the 2 values"),

@@ -144,7 +144,7 @@ def test_integers_outside_of_int64_are_refused(numbers):
         ([[1], [2, 3]], "int64", None, "ragged"),
         ([1], "float64", None, "dtype is 'float64'; it must be one of"),
         ([1, 2, 3], "int64", [2], r"shape is \[2\], but the data has shape \[3\]"),
-        ([1, 2, 3, 4], "int64", [-1, 2], r"shape is \[-1, 2\]"),
+        ([1, 2, 3, 4], "int64", [-1, 2], r"shape is \[-1, 2\]; a length must be at least 0, for none"),
         ([[1, 2], [3, 4]], "int64", [4], r"the data has shape \[2, 2\]"),
     ],
 )

@@ -12,7 +12,7 @@ from traceback import clear_frames
 from typing import Any, TypeVar
 
 from minitinker.engine.sampler import Sampler
-from minitinker.errors import TinkerError
+from minitinker.errors import ServiceClosedError, TinkerError
 from minitinker.futures import settle
 
 # Once the main thread has ended this module can no longer be imported, and work that is finished then may
@@ -54,7 +54,7 @@ class Worker:
         future: Future[T] = Future()
         with self._submitting:
             if self._closed:
-                raise TinkerError("the ServiceClient is closed; make a new one")
+                raise ServiceClosedError
             if not self.thread.is_alive():
                 raise TinkerError("the ServiceClient was made before this process was forked; make a new one")
             self._jobs.put((job, future))
