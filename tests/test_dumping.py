@@ -1,6 +1,7 @@
 """types/dumping.py: dicts, JSON and copies of types are those of the real library's pydantic models."""
 
 import dataclasses
+import math
 from datetime import UTC, datetime
 
 import pydantic
@@ -11,6 +12,7 @@ from minitinker import types
 from minitinker.types.dumping import Dumpable
 
 METHODS = ["model_dump", "model_dump_json", "model_copy", "model_validate", "model_validate_json"]
+MODELS = [kind for name in types.__all__ if Dumpable in getattr(kind := getattr(types, name), "__mro__", ())]
 TIME = datetime(2026, 1, 31, 12, 30, 5, 7, UTC)
 
 
@@ -46,6 +48,7 @@ MADE = {
     ),
     "weights": lambda kinds: kinds.WeightsInfoResponse(base_model="m", is_lora=True),
     "metrics": lambda kinds: kinds.OptimStepResponse(metrics={"a": 1.5}),
+    "none": lambda kinds: kinds.OptimStepResponse(metrics=None),
 }
 OPTIONS = [
     {},
@@ -85,6 +88,31 @@ def test_a_copy_with_other_fields_is_checked_like_any_other():
         params.model_copy(update={"seed": "x"})
     with pytest.raises(TypeError, match="seeed"):
         params.model_copy(update={"seeed": 1})
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_does_not_have_are_null_in_it_as_in_the_library(number):
+    ours, their = (kinds.OptimStepResponse(metrics={"a": number, "b": 1.0}) for kinds in (types, theirs))
+    assert ours.model_dump_json() == their.model_dump_json() == '{"metrics":{"a":null,"b":1.0}}'
+    assert str(ours.model_dump(mode="json")) == str(their.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("chosen", [{"chunks": {0: {"type"}}}, "chunks", 3])
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_choice_that_is_no_set_of_names_is_refused(option, chosen):
+    for dump in (types.ModelInput.empty().model_dump, types.ModelInput.empty().model_dump_json):
+        with pytest.raises(TypeError, match=f"{option} is .*; it must be a set of names of fields, or None"):
+            dump(**{option: chosen})
+
+
+@pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
+def test_a_field_that_is_not_there_is_refused_also_where_the_library_ignores_it(kind):
+    with pytest.raises(
+        TypeError, match=rf"{kind.__name__}.__init__\(\) got an unexpected .* 'no_such_field'"
+    ):
+        kind(no_such_field=1)
+    with pytest.raises(TypeError, match="no_such_field"):
+        kind.model_validate({"no_such_field": 1})
 
 
 def test_what_does_not_conform_is_refused_by_its_name():

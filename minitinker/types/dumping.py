@@ -2,9 +2,11 @@
 
 import base64
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from reprlib import repr as shortened
 from typing import Any, Literal, Self, TypeAlias
 
 from minitinker.conform import Conforming, argument, conform
@@ -31,10 +33,16 @@ class Dumpable(Conforming):
 
         Args:
             mode: "json" makes text of times too, so that the answer is what JSON can hold.
-            include, exclude: names of this class's own fields.
+            include, exclude: a set of names of this class's own fields; pydantic's dicts, which choose inside of these,
+                are a TypeError.
             exclude_none: leave out what is None, inside too.
         """
         argument(Mode, mode, "mode")
+        for option, chosen in (("include", include), ("exclude", exclude)):
+            if isinstance(chosen, str | Mapping) or not isinstance(chosen, Collection | None):
+                raise TypeError(
+                    f"{option} is {shortened(chosen)}; it must be a set of names of fields, or None"
+                )
         names = [field.name for field in fields(self)]
         if include is not None:
             names = [name for name in names if name in include]
@@ -45,9 +53,9 @@ class Dumpable(Conforming):
         }
 
     def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
-        """The same in JSON. options: those of `model_dump` but mode."""
+        """The same in JSON, null for numbers that are not finite. options: those of `model_dump` but mode."""
         separators = (",", ":") if indent is None else None
-        fields_ = self.model_dump(mode="json", **options)
+        fields_ = _finite(self.model_dump(mode="json", **options))
         return json.dumps(fields_, indent=indent, separators=separators, ensure_ascii=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -78,3 +86,12 @@ def _plain(value: Any, mode: Mode, exclude_none: bool) -> Any:
     if mode == "json" and isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     return value
+
+
+def _finite(value: Any) -> Any:
+    """A plain value with None for NaN and infinities, which JSON has no words for."""
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
