@@ -1,5 +1,6 @@
 """The Tinker training API on one machine, with every numeric step written out by hand."""
 
+import typing as _typing
 from pathlib import Path as _Path
 
 from minitinker import types
@@ -25,6 +26,7 @@ from minitinker.errors import (
 )
 from minitinker.futures import APIFuture
 from minitinker.hosted import HostedServiceError, RetryConfig
+from minitinker.left_out import no_attribute as _no_attribute
 from minitinker.loss_handles import LossHandle, PerDatumLossFn
 from minitinker.merging import merge
 from minitinker.rest_client import RestClient
@@ -129,3 +131,8 @@ __all__ = [
 # be found there too, so that the tree works as it lies, whichever way it was installed.
 if not (_Path(__file__).parent / "reference").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
+
+if not _typing.TYPE_CHECKING:  # it would take every name for one that is there
+
+    def __getattr__(name: str) -> _typing.NoReturn:
+        raise _no_attribute(__name__, name)

@@ -3,6 +3,8 @@
 The rest of its names are here; `python tests/test_surface.py` prints this table, and a test holds it to be whole.
 """
 
+import sys
+
 # Why -> the names, below `tinker`.
 LEFT_OUT = {
     "a request or an answer on the wire; a call takes and returns what stands in its signature": """
@@ -41,7 +43,15 @@ LEFT_OUT = {
         types.AuditLogEntry types.AuditLogResponse types.AuthTokenResponse AdminClient auth""",
     "the connection to a server: there is none": """
         types.ClientConfigRequest types.ClientConfigResponse types.ClientDynamicConfigResponse types.HealthResponse
-        Timeout RequestOptions SamplingClient.create""",
+        Timeout RequestOptions APIResponse AsyncAPIResponse SamplingClient.create""",
 }
 
 WHY = {name: reason for reason, names in LEFT_OUT.items() for name in names.split()}
+
+
+def no_attribute(module: str, name: str) -> AttributeError:
+    """The error to raise for a name that `module`, minitinker or minitinker.types, does not have."""
+    path = f"{module}.{name}"
+    why = WHY.get(path.removeprefix("minitinker."))
+    said = f"module {module!r} has no attribute {name!r}" if why is None else f"{path} is left out ({why})"
+    return AttributeError(said, name=name, obj=sys.modules[module])

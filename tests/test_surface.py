@@ -79,7 +79,10 @@ def real(cls):
 
 
 def test_what_the_library_has_is_here_or_stands_in_the_table():
-    exported = [name for name in tinker.__all__ if not name.startswith("_")]
+    exported = [
+        name for name in {*tinker.__all__, *vars(tinker)} if name[0].isupper() or name in tinker.__all__
+    ]
+    exported = [name for name in exported if not name.startswith("_")]
     exported += [
         f"types.{name}"
         for name, value in vars(theirs).items()
@@ -88,6 +91,20 @@ def test_what_the_library_has_is_here_or_stands_in_the_table():
     exported += [f"{cls}.{name}" for cls in CLIENTS for name in public(getattr(tinker, cls))]
     missing = {name for name in exported if find(name, minitinker, types) is ABSENT}
     assert missing == set(WHY)
+
+
+def test_who_asks_for_what_is_left_out_is_told_why():
+    for name, why in WHY.items():
+        *package, last = f"minitinker.{name}".split(".")
+        module = {"minitinker": minitinker, "minitinker.types": types}.get(".".join(package))
+        if module is not None:
+            assert not hasattr(module, last)
+            with pytest.raises(AttributeError) as caught:
+                getattr(module, last)
+            assert str(caught.value) == f"minitinker.{name} is left out ({why})"
+    for module in (minitinker, types):
+        with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'nothing'"):
+            module.nothing  # noqa: B018
 
 
 def test_the_table_names_what_the_library_has_and_nothing_twice():

@@ -4,7 +4,10 @@ All are frozen dataclasses that check the types of their fields when they are ma
 dicts they get, so that later edits by the caller change nothing. Ranges are checked where values are used.
 """
 
+import typing as _typing
+
 from minitinker.errors import RequestErrorCategory
+from minitinker.left_out import no_attribute as _no_attribute
 from minitinker.tensors import TensorData, TensorDtype
 from minitinker.types.data import (
     Datum,
@@ -130,3 +133,8 @@ __all__ = [
     "WeightsInfoResponse",
     "WhoamiResponse",
 ]
+
+if not _typing.TYPE_CHECKING:  # it would take every name for one that is there
+
+    def __getattr__(name: str) -> _typing.NoReturn:
+        raise _no_attribute(__name__, name)
