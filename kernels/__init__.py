@@ -18,7 +18,7 @@ from .array import DEVICE, DTYPE, array, place, to_numpy, zeros
 from .attention import attention_backward, attention_forward, attention_plan
 from .embedding import embedding
 from .logprob import logprob_backward, logprob_forward
-from .lora_linear import lora_linear_backward, lora_linear_forward, lora_weight
+from .lora_linear import lora_linear_backward, lora_linear_forward, lora_panels, lora_weight
 from .memory import BATCH_INVARIANT, HEAD_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_table
@@ -45,6 +45,7 @@ __all__ = [
     "logprob_forward",
     "lora_linear_backward",
     "lora_linear_forward",
+    "lora_panels",
     "lora_weight",
     "on_one_core",
     "place",

@@ -93,6 +93,11 @@ def lora_weight(w: Any, dtype: Any = "float32", device: str | None = None) -> to
     return array(w, dtype, device)
 
 
+def lora_panels(w: torch.Tensor) -> torch.Tensor:
+    """A frozen W: (d_out, d_in) as it lies best for sampling: here no otherwise than for training."""
+    return w
+
+
 def _narrow(
     x: torch.Tensor, a: torch.Tensor, scale: torch.Tensor, adapter: torch.Tensor | None
 ) -> torch.Tensor:

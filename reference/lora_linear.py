@@ -40,6 +40,7 @@ ROUND = 16
 PART = 448
 MOST_PADDING = 4  # rows that many adapters' product may take for each one that has an adapter
 FEW = 32  # rows up to which copying the weight takes longer than multiplying
+PANEL = 64  # columns of W^T that stay in a core's cache while few rows are multiplied with them
 
 
 def lora_linear_forward(
@@ -51,14 +52,15 @@ def lora_linear_forward(
     scale: Array | None,
     adapter: Index | None,
 ) -> tuple[Array, Any]:
-    """x: (tokens, d_in), w: (d_out, d_in), bias: (d_out,) or None -> y: (tokens, d_out).
+    """x: (tokens, d_in), w: (d_out, d_in), or in sampling what `lora_panels` made of it, bias: (d_out,) or None
+    -> y: (tokens, d_out).
 
     a: (adapters, rank, d_in), b: (adapters, d_out, rank), scale: (adapters,); all None: no adapter at all.
     adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row.
     """
     merged = xa = None
     if a is None or b is None or scale is None:
-        y = _times(x, w.T)
+        y = _times_base(x, w)
     elif adapter is None and _merging_pays(len(x), a, b):
         merged = _merge(w, a, b, scale)
         y = x @ merged.T
@@ -67,7 +69,7 @@ def lora_linear_forward(
         xa = _scaled(x @ a[0].T, scale[0])  # (tokens, rank): s x A^T
         y += xa @ b[0].T
     else:
-        y, rows = _times(x, w.T), _rows(adapter.tobytes())
+        y, rows = _times_base(x, w), _rows(adapter.tobytes())
         if rows.alone:
             y += _times(_scaled(_times(x, a[0].T), scale[0]), b[0].T)
         elif rows.table is None:
@@ -112,6 +114,15 @@ def lora_weight(w: Array, dtype: DTypeLike = "float32", device: str | None = Non
     """A frozen W: (d_out, d_in) as it lies best in memory: here column by column, so that with few rows, as in
     decoding, x W^T takes less than half the time. dtype and device as in `array`."""
     return np.asfortranarray(w, dtype=dtype)
+
+
+def lora_panels(w: Array) -> Array:
+    """A frozen W: (d_out, d_in) as it lies best for sampling: W^T in panels of 64 columns, (d_out / 64, d_in, 64); W
+    itself where that cannot be. With few rows the product takes half the time, which is that of reading W."""
+    d_out, d_in = w.shape
+    if d_out % PANEL > 0:
+        return w
+    return np.ascontiguousarray(w.T.reshape(d_in, -1, PANEL).swapaxes(0, 1))
 
 
 def _merge(w: Array, a: Array, b: Array, scale: Array) -> Array:
@@ -171,6 +182,21 @@ def _rows(adapter: bytes) -> _Rows:
         return _Rows(each, False, None, listed, listed)
     table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
     return _Rows(each, False, table, listed, np.flatnonzero(nth < counts[:, None]))
+
+
+def _times_base(x: Array, w: Array) -> Array:
+    """x W^T: x: (rows, d_in), w: (d_out, d_in) or its panels -> (rows, d_out), with the same bits for both."""
+    if w.ndim == 2:
+        return _times(x, w.T)
+    if len(x) == 1:
+        return _times_base(np.repeat(x, 2, axis=0), w)[:1]
+    y = np.empty((len(x), len(w), PANEL), x.dtype)
+    panels = y.swapaxes(0, 1)
+    first, *others = _parts(x.shape[1])
+    np.matmul(x[:, first], w[:, first], out=panels)
+    for part in others:
+        panels += x[:, part] @ w[:, part]
+    return y.reshape(len(x), -1)
 
 
 def _times(x: Array, wt: Array) -> Array:

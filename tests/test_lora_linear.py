@@ -111,6 +111,25 @@ def test_without_an_adapter_it_is_a_linear_layer(ops, seed, **shape):
     check_close(backward(ops, OP, y, saved)[0], y @ w)
 
 
+@law(
+    4,
+    tokens=st.integers(1, 40),
+    d_in=st.sampled_from([1, 7, 450, 900]),
+    d_out=st.sampled_from([64, 65, 128]),
+    rank=st.integers(1, 16),
+    bias=st.booleans(),
+    adapters=adapters,
+    seed=seeds,
+)
+def test_a_weight_laid_out_for_sampling_is_the_same_linear_layer(ops, seed, **shape):
+    x, w, *others = draw(seed, **shape)
+    adapter = draw_adapter(seed, shape["tokens"], shape["adapters"])
+    panels = ops.to_numpy(ops.lora_panels(ops.array(w)))
+    for options in ([*others, adapter], [others[0], None, None, None, None]):
+        expected, _ = forward(ops, OP, x, w, *options)
+        check_close(forward(ops, OP, x, panels, *options)[0], expected)
+
+
 @law(4, **sizes, adapters=adapters, seed=seeds)
 def test_a_row_in_a_batch_of_many_adapters_equals_the_row_alone_with_its_own(ops, seed, **shape):
     arrays = draw(seed, **shape)

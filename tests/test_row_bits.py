@@ -49,8 +49,10 @@ def test_a_row_of_lora_linear_has_its_bits_among_any_others(tokens, d_in, d_out,
         order = rng.permutation(adapters)  # the adapters stand elsewhere
         a, b = (np.ascontiguousarray(m[order].swapaxes(-1, -2)).swapaxes(-1, -2) for m in (a, b))
         place = np.append(np.argsort(order), -1)  # that of -1 is -1
-        again, _ = reference.lora_linear_forward(x[some], w, None, a, b, scale[order], place[adapter[some]])
-    np.testing.assert_array_equal(again, y[some])
+        inputs = None, a, b, scale[order], place[adapter[some]]
+        for weight in (w, reference.lora_panels(w)):
+            again, _ = reference.lora_linear_forward(x[some], weight, *inputs)
+            np.testing.assert_array_equal(again, y[some])
 
 
 @given(

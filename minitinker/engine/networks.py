@@ -15,8 +15,10 @@ from minitinker.model.weights import BaseModel
 
 Array = Any
 
-HEAD_BYTES = 64 << 20  # of a tied head up to which a sampler has a copy of it that lies as `lora_weight` does
-MERGED_BYTES = 64 << 20  # of a base model that is small enough for a second copy, with an adapter merged in
+COPY_BYTES = (
+    256 << 20
+)  # of a base model that is small enough for a second copy, laid out for few rows, and a third one
+# with an adapter merged in
 ROUND = 16  # ranks come in such numbers, filled up with zeros: the reference's products keep their bits then
 
 
@@ -25,14 +27,21 @@ class Networks:
 
     def __init__(self, ops: ModuleType, base: BaseModel) -> None:
         self._ops, self._config = ops, base.config
-        self._weights = base.placed(ops)
-        table = self._weights[EMBEDDING]
-        if self._config.tie_word_embeddings and not ops.BATCH_INVARIANT and table.nbytes <= HEAD_BYTES:
-            self._weights = self._weights | {"lm_head.weight": ops.lora_weight(table, ops.DTYPE)}
-        size = base.weights.numbers * itemsize(ops.DTYPE)
-        self._mergeable = not ops.BATCH_INVARIANT and size <= MERGED_BYTES
+        self._placed = self._weights = base.placed(ops)
+        self._copies = not ops.BATCH_INVARIANT and base.weights.numbers * itemsize(ops.DTYPE) <= COPY_BYTES
+        if self._copies:
+            self._weights = self._placed | {name: ops.lora_panels(w) for name, w in self._linears().items()}
         self._merged: tuple[Snapshot, Network] | None = None
         self._stacked: tuple[list[Snapshot], dict[str, tuple[Array, Array]], Array] = ([], {}, None)
+
+    def _linears(self) -> dict[str, Array]:
+        """The weights of linear layers by name, of a tied head too, as (d_out, d_in)."""
+        linears = {
+            n: w for n, w in self._placed.items() if n.endswith("_proj.weight") or n == "lm_head.weight"
+        }
+        if self._config.tie_word_embeddings:
+            linears["lm_head.weight"] = self._ops.lora_weight(self._placed[EMBEDDING], self._ops.DTYPE)
+        return linears
 
     def of(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> Network:
         """The base with the adapters of the rows; owners: (rows,) index into snapshots, -1 for the base."""
@@ -49,21 +58,21 @@ class Networks:
     def merged(self, snapshots: list[Snapshot | None]) -> Network | None:
         """The base with the one adapter of all rows, formed into the weights once for many steps; None where there are
         more, or that has no use. It rounds otherwise than `of`, as training does, and takes a third less time to
-        decode. The head stays as it is, since it may share its weight with the embedding."""
+        decode. The head is the base's."""
         ops, snapshot = self._ops, snapshots[0]
-        if not self._mergeable or snapshot is None or any(other is not snapshot for other in snapshots):
+        if not self._copies or snapshot is None or any(other is not snapshot for other in snapshots):
             return None
         if self._merged is None or self._merged[0] is not snapshot:
+            self._merged = None  # the old one is gone before the new one is there
             lora, weights = views(snapshot.spec, snapshot.flat), dict(self._weights)
             scale = ops.array(np.array([snapshot.spec.scale], np.float32))
             for name, (a, b) in lora.items():
                 if name != "lm_head":  # I W'^T is W' the other way round, as `lora_weight` lays it
                     identity = ops.array(np.eye(a.shape[2], dtype=np.float32))
-                    w = weights[f"{name}.weight"]
+                    w = self._placed[f"{name}.weight"]
                     wt, _ = ops.lora_linear_forward(identity, w, None, a, b, scale, None)
-                    weights[f"{name}.weight"] = wt.T
-            head = {name: ab for name, ab in lora.items() if name == "lm_head"}
-            self._merged = snapshot, Network(ops, self._config, weights, head, scale)
+                    weights[f"{name}.weight"] = ops.lora_panels(wt.T)
+            self._merged = snapshot, Network(ops, self._config, weights)
         return self._merged[1]
 
 
