@@ -1,6 +1,7 @@
 """The networks that a sampler's rows go through: one base model with any number of adapters."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -27,21 +28,23 @@ class Networks:
 
     def __init__(self, ops: ModuleType, base: BaseModel) -> None:
         self._ops, self._config = ops, base.config
-        self._placed = self._weights = base.placed(ops)
+        self._placed = base.placed(ops)
         self._copies = not ops.BATCH_INVARIANT and base.weights.numbers * itemsize(ops.DTYPE) <= COPY_BYTES
-        if self._copies:
-            self._weights = self._placed | {name: ops.lora_panels(w) for name, w in self._linears().items()}
         self._merged: tuple[Snapshot, Network] | None = None
         self._stacked: tuple[list[Snapshot], dict[str, tuple[Array, Array]], Array] = ([], {}, None)
 
-    def _linears(self) -> dict[str, Array]:
-        """The weights of linear layers by name, of a tied head too, as (d_out, d_in)."""
+    @cached_property
+    def _weights(self) -> dict[str, Array]:
+        """The base's, as they lie best for sampling; formed at the first step, since a trainer needs none of it."""
+        if not self._copies:
+            return self._placed
+        ops = self._ops
         linears = {
             n: w for n, w in self._placed.items() if n.endswith("_proj.weight") or n == "lm_head.weight"
         }
         if self._config.tie_word_embeddings:
-            linears["lm_head.weight"] = self._ops.lora_weight(self._placed[EMBEDDING], self._ops.DTYPE)
-        return linears
+            linears["lm_head.weight"] = ops.lora_weight(self._placed[EMBEDDING], ops.DTYPE)
+        return self._placed | {name: ops.lora_panels(w) for name, w in linears.items()}
 
     def of(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> Network:
         """The base with the adapters of the rows; owners: (rows,) index into snapshots, -1 for the base."""
