@@ -26,6 +26,7 @@ from bench_contenders import MODELS, Minitinker, Peft, write_model
 from minitinker import AdamParams, ModelInput, SamplingParams
 
 NEW = 64
+SPAN = 1.0  # seconds in which the ragged requests arrive
 PAUSE = 0.1  # seconds before a turn, in which the other's idle threads stop spinning
 
 
@@ -33,9 +34,15 @@ class Ours(Minitinker):
     """minitinker, with several snapshots of the adapter."""
 
     def drawn(
-        self, prompts: list[list[int]], lengths: list[int], samples: int = 1, adapters: int = 1
+        self,
+        prompts: list[list[int]],
+        lengths: list[int],
+        samples: int = 1,
+        adapters: int = 1,
+        arrivals: list[float] | None = None,
     ) -> float:
-        """Seconds for all, asked at once; row i of adapter i modulo `adapters`."""
+        """Seconds for all, asked at once, or each when so many seconds have gone by; row i of adapter i modulo
+        `adapters`."""
         if not hasattr(self, "snapshots"):
             self.snapshots = [self.sampler]
         while len(self.snapshots) < adapters:
@@ -43,15 +50,12 @@ class Ours(Minitinker):
             self.client.optim_step(AdamParams(learning_rate=1e-4))
             self.snapshots.append(self.client.save_weights_and_get_sampling_client())
             self.snapshots[-1].result()
-        begin = time.perf_counter()
-        answers = [
-            self.snapshots[i % adapters].sample(
-                ModelInput.from_ints(prompt),
-                samples,
-                SamplingParams(max_tokens=length, temperature=1.0, stop=[]),
-            )
-            for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
-        ]
+        begin, answers = time.perf_counter(), []
+        for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            if arrivals is not None:
+                time.sleep(max(0.0, begin + arrivals[i] - time.perf_counter()))
+            params = SamplingParams(max_tokens=length, temperature=1.0, stop=[])
+            answers.append(self.snapshots[i % adapters].sample(ModelInput.from_ints(prompt), samples, params))
         for answer in answers:
             answer.result()
         return time.perf_counter() - begin
@@ -137,6 +141,7 @@ def compare(model: str, works: list[str], turns: int) -> list[dict[str, Any]]:
 
     tokens = [rng.integers(0, vocabulary, 16) for _ in range(16)]
     many = [prompt(16) for _ in range(16)]
+    arrivals = np.sort(rng.uniform(0, SPAN, 64)).tolist()
     ragged = [prompt(int(n)) for n in rng.integers(8, 129, 64)], rng.integers(8, 129, 64).tolist()
     rows: list[dict[str, Any]] = []
 
@@ -178,7 +183,9 @@ def compare(model: str, works: list[str], turns: int) -> list[dict[str, Any]]:
             row(f"{model}, 1 x {NEW}: generate, merged", mine, within, 2)
         if "ragged" in works:
             mine, alone, padded = median(
-                lambda: ours.drawn(*ragged), lambda: ours.one_by_one(*ragged), lambda: theirs.drawn(*ragged)
+                lambda: ours.drawn(*ragged, 1, 1, arrivals),
+                lambda: ours.one_by_one(*ragged),
+                lambda: arrivals[-1] + theirs.drawn(*ragged),  # which waits for the last one
             )
             row(f"{model}, 64 ragged: one after another", mine, alone, 4)
             row(f"{model}, 64 ragged: generate, one padded batch", mine, padded, 1.5)
