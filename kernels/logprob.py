@@ -40,7 +40,7 @@ def logprob_forward(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.
     return y, (logits, targets, top, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _forward_kernel(
     z_ptr, targets_ptr, top_ptr, total_ptr, y_ptr, size, vocab, K, SUM: tl.constexpr, TARGETS: tl.constexpr
 ):

@@ -34,7 +34,7 @@ def rms_norm_forward(x: torch.Tensor, w: torch.Tensor, eps: float) -> tuple[torc
     return y, (x, w, rho)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
     x_ptr,
     w_ptr,
@@ -68,7 +68,7 @@ def rms_norm_backward(dy: torch.Tensor, saved: Any) -> torch.Tensor:
     return dx
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _backward_kernel(
     dy_ptr,
     x_ptr,

@@ -63,7 +63,7 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> t
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _turn_kernel(
     x_ptr,
     cos_ptr,

@@ -4,6 +4,7 @@ A backend is a module of ops, chosen here and passed on as a value.
 """
 
 import os
+import warnings
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +27,8 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # there where an NVIDIA driver is: on
 
 def load_backend(name: str | None = None, device: str | None = None, dtype: str | None = None) -> ModuleType:
     """The module of ops called `name`, else the one $MINITINKER_BACKEND names, else `kernels` where torch sees a
-    GPU, else `reference`.
+    GPU and no device "cpu" is asked for, else `reference`. Where nothing is asked for and the kernels do not fit
+    the GPU, it is `reference`, too, with a warning.
 
     device: "cpu" for the reference, "cuda:0", ... for the kernels; dtype: that of base weights and activations,
     "float32", or "bfloat16", the default on a GPU. The module's DEVICE and DTYPE tell them, and its makers of
@@ -35,7 +37,8 @@ def load_backend(name: str | None = None, device: str | None = None, dtype: str 
     """
     for what, given in (("backend", name), ("device", device), ("dtype", dtype)):
         argument(str | None, given, what)
-    name = name or os.environ.get("MINITINKER_BACKEND") or ("kernels" if _gpu() else "reference")
+    named = name or os.environ.get("MINITINKER_BACKEND")
+    name = named or ("kernels" if device != "cpu" and _gpu() else "reference")
     if name not in BACKENDS:
         raise BadRequestError(f"there is no backend {name!r:.80}; there are: {', '.join(BACKENDS)}")
     # Triton warns where this is not set, since what it is by default will change; as it is, bits stay.
@@ -49,7 +52,10 @@ def load_backend(name: str | None = None, device: str | None = None, dtype: str 
     try:
         device, dtype = ops.place(device, dtype)
     except ValueError as error:
-        raise BadRequestError(str(error)) from error
+        if named or device or dtype:
+            raise BadRequestError(str(error)) from error
+        warnings.warn(f"this computes on the CPU, for the kernels cannot run here: {error}", stacklevel=3)
+        return load_backend("reference")
     if (device, dtype) == (ops.DEVICE, ops.DTYPE):
         return ops
     placed = ModuleType(ops.__name__, ops.__doc__)

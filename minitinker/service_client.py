@@ -51,8 +51,8 @@ class ServiceClient:
     Args:
         user_metadata: notes that are kept with what this service makes, its session.
         backend: "reference" (NumPy) or "kernels" (Triton); None takes $MINITINKER_BACKEND, else "kernels" where
-            torch sees a GPU, else "reference".
-        device: "cuda:0", "cuda:1", ... for the kernels; None: the first one.
+            torch sees a GPU, else "reference"; that, too, with a warning, where they do not fit the GPU.
+        device: "cuda:0", "cuda:1", ... for the kernels; None: the first one. "cpu" for the reference.
         dtype: of base weights and activations on a GPU: "bfloat16", the default, or "float32".
         recompute: whether the backward forms a layer's activations again instead of keeping them; None: where
             they would not fit into memory otherwise.

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minitinker import backend, kernels, reference
+from minitinker import ServiceClient, backend, kernels, reference
 from minitinker.backend import BACKENDS, load_backend, storage_folder
 from minitinker.errors import BadRequestError
 
@@ -63,18 +63,59 @@ def test_kernels_without_a_gpu_or_the_interpreter_are_refused_with_what_would_he
     assert "TRITON_INTERPRET=1" in out.stderr
 
 
-def test_a_gpu_whose_shared_memory_the_tiles_do_not_fit_is_refused_by_name(monkeypatch):
-    shared = [227 << 10, 99 << 10]
-    utils = SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": shared[index]})
+@pytest.fixture
+def chips(monkeypatch):
+    """A machine with two GPUs: their shared memory, in KB."""
+    kilobytes = [227, 99]
     module = sys.modules[kernels.place.__module__]
+    utils = SimpleNamespace(get_device_properties=lambda i: {"max_shared_mem": kilobytes[i] << 10})
     monkeypatch.setattr(module, "driver", SimpleNamespace(active=SimpleNamespace(utils=utils)))
     monkeypatch.setattr(module, "INTERPRETED", False)
+    for folder in (module, kernels):
+        monkeypatch.setattr(folder, "DEVICE", "cuda:0")
+        monkeypatch.setattr(folder, "DTYPE", "bfloat16")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"chip {index}")
+    monkeypatch.setattr(backend, "_gpu", lambda: True)
+    monkeypatch.delenv("MINITINKER_BACKEND", raising=False)
+    return kilobytes
+
+
+def test_a_gpu_whose_shared_memory_the_tiles_do_not_fit_is_refused_by_name(chips):
     assert kernels.place("cuda", "bfloat16") == ("cuda:0", "bfloat16")
     said = r"cuda:1, chip 1, has 99 KB of shared memory .* need 200 KB.* backend='reference'"
     with pytest.raises(BadRequestError, match=said):
         load_backend("kernels", "cuda:1")
+
+
+def test_where_nothing_is_asked_for_the_reference_stands_in_on_a_gpu_that_is_too_small(chips):
+    assert load_backend() is kernels
+    chips[0] = 163
+    with pytest.warns(UserWarning, match=r"on the CPU.* cuda:0, chip 0, has 163 KB") as told:
+        service = ServiceClient()
+    assert service._session.ops is reference
+    assert [warning.filename for warning in told] == [__file__]
+    service.close("errored")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"name": "kernels"}, {"device": "cuda:0"}, {"dtype": "bfloat16"}, {"dtype": "float32"}], ids=str
+)
+def test_what_is_asked_for_is_never_replaced(chips, asked):
+    chips[0] = 163
+    with pytest.raises(BadRequestError, match="has 163 KB"):
+        load_backend(**asked)
+
+
+def test_kernels_that_the_environment_names_are_never_replaced(chips, monkeypatch):
+    chips[0] = 163
+    monkeypatch.setenv("MINITINKER_BACKEND", "kernels")
+    with pytest.raises(BadRequestError, match="has 163 KB"):
+        load_backend()
+
+
+def test_on_the_cpu_it_is_the_reference_also_where_there_is_a_gpu(chips):
+    assert load_backend(device="cpu") is reference
 
 
 def test_a_backend_that_is_not_installed_is_refused_with_what_to_install(monkeypatch):

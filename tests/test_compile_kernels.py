@@ -36,6 +36,28 @@ sys.modules["minitinker.kernels.embedding"]._forward_kernel = _dot_kernel
 sys.exit(compile_kernels.main(["--only", "embedding", "--dtypes", "{dtypes}"]))
 """
 
+BATCHES = """
+import compile_kernels as c
+import numpy as np
+from minitinker import kernels
+
+c.act_as_on_an_h100()
+for c.current_dtype in ("float32", "bfloat16"):
+    for rows in (1, 3, 16, 35):
+        x = c.zeros(rows, 2, 64)
+        kernels.rms_norm_backward(*kernels.rms_norm_forward(x, c.zeros(64), 1e-6))
+        kernels.rope_forward(x, *(kernels.zeros((rows, 32)) for _ in range(2)))
+        a, b, scale = c.zeros(1, 16, 64), c.zeros(1, 48, 16), kernels.zeros((1,))
+        kernels.lora_linear_forward(x[:, 0], c.zeros(48, 64), c.zeros(48), a, b, scale, None)
+        place = [np.arange(rows), np.ones(rows, np.int64)]
+        kernels.attention_forward(x, x, x, kernels.attention_plan(*place, *place), 0.125)
+        z, tokens, options = c.zeros(rows, 1003), c.ints(rows, 2, below=1003), [c.floats(rows) for _ in range(4)]
+        kernels.logprob_forward(z, tokens)
+        kernels.sample(z, *options[:2], c.ints(rows, below=9), options[3])
+        kernels.tempered_logprob(z, tokens, options[1])
+print({line.compiled for line in c.lines.values()}, [key for key, line in c.lines.items() if line.compiled > 1])
+"""
+
 
 def run(*command):
     """(exit status, what was printed) of Python with this command line, outside the interpreter's mode."""
@@ -58,6 +80,12 @@ def test_every_kernel_compiles_for_an_h100():
     status, printed = run(str(SCRIPT), "--quick", "--dtypes", "float32,bfloat16")
     assert status == 0, printed
     assert printed.endswith("passed\n")
+
+
+def test_rows_go_through_the_same_code_however_many_they_are():
+    """Triton compiles anew for a number that is 1 or a multiple of 16: sums might be formed in another order."""
+    status, printed = run("-c", BATCHES)
+    assert (status, printed) == (0, "{1} []\n"), printed
 
 
 def test_a_dot_is_told_by_its_instructions(tmp_path):
