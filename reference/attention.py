@@ -21,7 +21,7 @@ are left to BLAS; OpenBLAS forms them in one order wherever the layout of the pr
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -102,7 +102,7 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
     o = np.zeros_like(q)
     by_key_head = o.reshape(len(o), kv_heads, heads // kv_heads, head_dim)
     sums = []
-    for block in _fitting(plan.blocks, heads):
+    for block in _fitting(plan.blocks, heads, kv_heads):
         p, _ = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
         top = p.max(axis=-2, keepdims=True)
         p -= top
@@ -125,7 +125,7 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     heads, kv_heads = q.shape[1], k.shape[1]
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     do_o = np.einsum("thd,thd->th", do, o)[..., None]
-    for block, (top, total) in zip(_fitting(plan.blocks, heads), sums, strict=True):
+    for block, (top, total) in zip(_fitting(plan.blocks, heads, kv_heads), sums, strict=True):
         p, q_columns = _scores(q, k, block, scale)  # P^T: (blocks, kv_heads, keys, group * rows)
         padding = np.tile(block.padding, heads // kv_heads)[:, None, None]
         p -= np.where(padding, q.dtype.type(np.inf), np.log(total) + top)  # L
@@ -152,7 +152,7 @@ def _padded(blocks: list[tuple[int, int, int, int]]) -> Blocks:
     q_firsts, rows, k_firsts, seen = np.array(blocks).T[..., None]  # (blocks, 1)
     sizes = [(rows, seen) for _, rows, _, seen in blocks]
     most, most_seen = max(rows for rows, _ in sizes), max(seen for _, seen in sizes)
-    row, key = np.arange(2 if most == 1 else -(-most // ROUND) * ROUND), np.arange(most_seen)
+    row, key = np.arange(1 if most == 1 else -(-most // ROUND) * ROUND), np.arange(most_seen)
     own_row = np.minimum(row, rows - 1)
     queries = q_firsts + own_row
     keys = k_firsts + np.minimum(key, seen - 1)
@@ -164,9 +164,13 @@ def _padded(blocks: list[tuple[int, int, int, int]]) -> Blocks:
     return Blocks(queries, keys, sizes, row >= rows, mask[:, :, None])
 
 
-def _fitting(blocks: list[Blocks], heads: int) -> Iterator[Blocks]:
-    """As many blocks of one shape at once as SCORES allows."""
+def _fitting(blocks: list[Blocks], heads: int, kv_heads: int) -> Iterator[Blocks]:
+    """As many blocks of one shape at once as SCORES allows, each with two rows or more to a head of keys: BLAS has
+    another function for a single one."""
     for block in blocks:
+        if block.queries.shape[1] * heads == kv_heads:
+            queries, mask = block.queries.repeat(2, axis=1), block.mask.repeat(2, axis=-1)
+            block = replace(block, queries=queries, mask=mask, padding=np.array([[False, True]]))
         count = max(1, SCORES // (heads * block.queries.shape[1] * block.keys.shape[1]))
         if count >= len(block.queries):
             yield block
