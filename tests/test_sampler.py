@@ -1,4 +1,5 @@
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -339,6 +340,44 @@ def test_a_cancelled_request_gives_up_its_place_and_the_others_go_on(sampler):
         assert_same(finish(sampler, kept)[0], expected)
         sizes.add(rows(sampler))
     assert len(sizes) == 1
+
+
+class CancelledAtTheSecondLook(Future):
+    """One that is cancelled by another thread just after `done` was asked for the first time."""
+
+    def done(self):
+        before = super().done()
+        self.cancel()
+        return before
+
+
+def test_a_request_cancelled_while_its_samples_are_looked_at_leaves_nothing_behind(sampler):
+    asked = request(samples=3)
+    sampler.add(asked)
+    sampler.step()
+    asked.future.__class__ = CancelledAtTheSecondLook
+    sampler.step()
+    sampler.step()
+    assert not sampler.busy
+    assert not wait([asked.future], timeout=0).not_done
+    assert sampler._regions._used == []
+
+
+def test_cancelling_everything_gives_matrix_products_their_cores_back(model):
+    inside = []
+
+    @contextmanager
+    def on_one_core():
+        inside.append(1)
+        yield
+        inside.pop()
+
+    sampler = Sampler(SimpleNamespace(**vars(reference) | {"on_one_core": on_one_core}), model[0])
+    sampler.add(request())
+    sampler.step()
+    assert inside
+    sampler.cancel_all()
+    assert not inside
 
 
 def test_cancelling_everything_leaves_nothing_to_do(sampler):
