@@ -427,6 +427,21 @@ def test_a_request_cancelled_while_its_samples_are_looked_at_leaves_nothing_behi
     assert sampler._regions._used == []
 
 
+def test_who_stood_behind_a_cancelled_request_without_room_begins_at_once(model):
+    tight = small(model[0], 60)
+    running, first, second = request(range(20)), request(range(20, 40)), request()
+    for one in (running, first, second):
+        tight.add(one)
+    tight.step()
+    tight.step()
+    assert [s.request for s in tight._running] == [
+        running
+    ]  # the first has no room, and the second its turn after
+    first.future.cancel()
+    tight.step()
+    assert [s.request for s in tight._running] == [running, second]
+
+
 def test_cancelling_everything_gives_matrix_products_their_cores_back(model):
     inside = []
 
