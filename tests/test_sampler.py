@@ -1,4 +1,5 @@
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -267,6 +268,21 @@ def test_what_finds_no_room_waits_and_comes_out_the_same(model, snapshots):
     assert rows(tight) <= 110
 
 
+@pytest.mark.parametrize("tokens", [50, 70])
+def test_samples_that_wait_for_room_come_before_later_requests(model, tokens):
+    tight = small(model[0], tokens)  # the later one waits, or runs beside the first sample
+    first, later = request(range(40), samples=3, max_tokens=4), request(max_tokens=20)
+    for one in (first, later):
+        tight.add(one)
+    lines = []
+    while not first.future.done():
+        tight.step()
+        lines += [[s.age for s in line] for line in (tight._running, tight._waiting)]
+    assert not later.future.done()
+    assert max(len(line) for line in lines) > 1
+    assert lines == [sorted(line) for line in lines]
+
+
 def test_a_sample_that_can_never_fit_is_told_so_and_others_go_on(model):
     tight = small(model[0], 100)
     longer, fits, too_long = request(range(101)), request(), request(max_tokens=200)
@@ -303,11 +319,16 @@ def test_a_prompt_in_chunks_beside_others_that_decode_gives_the_same(
     assert_same(late.future.result(timeout=0), expected)
 
 
-def test_a_prompt_that_extends_an_earlier_text_computes_the_rest_alone(model, snapshots):
+def counting(base):
+    """A sampler, and a list of how many tokens go through at once, which grows with every step."""
     fed = []
     ops = SimpleNamespace(**vars(reference))
     ops.embedding = lambda tokens, table: fed.append(len(tokens)) or reference.embedding(tokens, table)
-    sampler = Sampler(ops, model[0])
+    return Sampler(ops, base), fed
+
+
+def test_a_prompt_that_extends_an_earlier_text_computes_the_rest_alone(model, snapshots):
+    sampler, fed = counting(model[0])
     first = answer(sampler, range(40), snapshot=snapshots[0])
     longer = [*range(40), *tokens(first)[0], 7, 8, 9]
     fresh = answer(Sampler(reference, model[0]), longer, snapshot=snapshots[0])
@@ -317,6 +338,50 @@ def test_a_prompt_that_extends_an_earlier_text_computes_the_rest_alone(model, sn
     fed.clear()
     answer(sampler, longer, snapshot=snapshots[3])
     assert fed[0] == len(longer)  # other weights, other keys and values
+
+
+def test_a_seed_takes_nothing_over_from_a_sample_that_had_none(model, snapshots):
+    sampler, fed = counting(model[0])
+    first = answer(sampler, range(40), snapshot=snapshots[0], seed=None)
+    longer = [*range(40), *tokens(first)[0], 7]
+    fed.clear()
+    again = answer(sampler, longer, snapshot=snapshots[0])
+    assert fed[0] == len(longer)
+    assert_same(again, answer(Sampler(reference, model[0]), longer, snapshot=snapshots[0]))
+
+
+def test_nothing_is_taken_over_from_a_sample_whose_weights_changed_on_the_way(model, snapshots):
+    sampler, fed = counting(model[0])
+    inflight = request(range(40), served=Served(snapshots[0]))
+    sampler.add(inflight)
+    sampler.step()
+    inflight.served.snapshot = snapshots[3]
+    longer = [*range(40), *tokens(finish(sampler, inflight)[0])[0], 7]
+    for snapshot in (snapshots[0], snapshots[3]):
+        fed.clear()
+        answer(sampler, longer, snapshot=snapshot)
+        assert fed[0] == len(longer)
+
+
+def test_a_prompt_that_gives_way_halfway_is_scored_as_if_it_had_not(model, snapshots, monkeypatch):
+    monkeypatch.setattr(sampler_file, "CHUNK", 4)
+    monkeypatch.setattr(sampler_file, "MORE_ROWS", 2)
+    scored = {"prompt": range(60), "max_tokens": 1, "prompt_alternatives": 2, "snapshot": snapshots[0]}
+    expected = answer(Sampler(reference, model[0]), **scored)
+    tight = small(model[0], 70)
+    growing, late = request(max_tokens=50), request(**scored)
+    tight.add(growing)
+    tight.step()
+    tight.add(late)
+    tight.step()
+    assert len(tight._running) == 2
+    while len(tight._running) == 2:
+        tight.step()
+    assert not growing.future.done()
+    actual = finish(tight, late)[0]
+    assert_same(actual, expected)
+    logprobs = [response.prompt_alt_tokens.logprobs.to_numpy() for response in (actual, expected)]
+    np.testing.assert_allclose(*logprobs, rtol=0, atol=1e-5)
 
 
 # What goes wrong
@@ -339,6 +404,59 @@ def test_a_cancelled_request_gives_up_its_place_and_the_others_go_on(sampler):
         assert_same(finish(sampler, kept)[0], expected)
         sizes.add(rows(sampler))
     assert len(sizes) == 1
+
+
+class CancelledAtTheSecondLook(Future):
+    """One that is cancelled by another thread just after `done` was asked for the first time."""
+
+    def done(self):
+        before = super().done()
+        self.cancel()
+        return before
+
+
+def test_a_request_cancelled_while_its_samples_are_looked_at_leaves_nothing_behind(sampler):
+    asked = request(samples=3)
+    sampler.add(asked)
+    sampler.step()
+    asked.future.__class__ = CancelledAtTheSecondLook
+    sampler.step()
+    sampler.step()
+    assert not sampler.busy
+    assert not wait([asked.future], timeout=0).not_done
+    assert sampler._regions._used == []
+
+
+def test_who_stood_behind_a_cancelled_request_without_room_begins_at_once(model):
+    tight = small(model[0], 60)
+    running, first, second = request(range(20)), request(range(20, 40)), request()
+    for one in (running, first, second):
+        tight.add(one)
+    tight.step()
+    tight.step()
+    assert [s.request for s in tight._running] == [
+        running
+    ]  # the first has no room, and the second its turn after
+    first.future.cancel()
+    tight.step()
+    assert [s.request for s in tight._running] == [running, second]
+
+
+def test_cancelling_everything_gives_matrix_products_their_cores_back(model):
+    inside = []
+
+    @contextmanager
+    def on_one_core():
+        inside.append(1)
+        yield
+        inside.pop()
+
+    sampler = Sampler(SimpleNamespace(**vars(reference) | {"on_one_core": on_one_core}), model[0])
+    sampler.add(request())
+    sampler.step()
+    assert inside
+    sampler.cancel_all()
+    assert not inside
 
 
 def test_cancelling_everything_leaves_nothing_to_do(sampler):
@@ -420,6 +538,22 @@ def test_a_step_that_fails_is_told_only_to_those_in_it(model, monkeypatch):
     while sampler.busy:
         sampler.step()
     assert len(second.future.result(timeout=0).sequences[0].tokens) == 12
+
+
+def test_who_waited_for_room_begins_after_a_step_that_failed(model):
+    ops = SimpleNamespace(**vars(reference))
+    sampler = Sampler(ops, model[0], cache_bytes=40 * Sampler(reference, model[0])._regions.arena.row_bytes)
+    failed, waiting = request(range(20)), request(range(20, 40))
+    for one in (failed, waiting):
+        sampler.add(one)
+    sampler.step()
+    ops.sample = lambda *_: 1 / 0
+    sampler.step()
+    assert failed.future.done()
+    ops.sample = reference.sample
+    for _ in range(12):
+        sampler.step()
+    assert waiting.future.done()
 
 
 def test_a_sampler_with_nothing_to_do_does_nothing(sampler):

@@ -100,6 +100,11 @@ class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
                 check(request.future.result(), fields)
                 self.answered.append((fields, request.future.result().sequences[0].tokens))
 
+    @invariant()
+    def the_earliest_are_served_first(self):
+        for line in (self.sampler._running, self.sampler._waiting) if hasattr(self, "sampler") else ():
+            assert [s.age for s in line] == sorted(s.age for s in line)
+
     def teardown(self):
         if hasattr(self, "sampler"):
             for _ in range(2000):

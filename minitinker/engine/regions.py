@@ -7,6 +7,7 @@ extends their text need not be computed again.
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +27,19 @@ SHORTEST = 16  # tokens of a text that are worth being copied from another regio
 class Region:
     """Rows of the arena with the keys and values of a text's first `done` tokens. pure: whether all are of the
     weights `snapshot`, and not, as an inflight client's may be, of later ones. exact: whether they have the bits that
-    a seed promises."""
+    a seed promises. A region that is kept does not keep the weights: without them nobody asks for it."""
 
     start: int
     rows: int
     text: Index
-    snapshot: Snapshot | None
+    snapshot: "ref[Snapshot] | None"
     done: int
     pure: bool = True
     exact: bool = True
+
+    def is_of(self, snapshot: Snapshot | None) -> bool:
+        """Whether its weights are these."""
+        return self.snapshot == _weak(snapshot)
 
     @cached_property
     def head(self) -> bytes:
@@ -70,7 +75,7 @@ class Regions:
             return None
         if source is not None:
             self.arena.copy(source.start, start, size)
-        region = Region(start, rows, text, snapshot, size, exact=source is None or source.exact)
+        region = Region(start, rows, text, _weak(snapshot), size, exact=source is None or source.exact)
         self._used.append(region)
         return region
 
@@ -92,6 +97,7 @@ class Regions:
                 return False
             self.arena.copy(region.start, start, done)
             self.arena.free(region.start, region.rows)
+            self.changes += 1  # the holes lie otherwise now
             region.start = start
         region.rows = rows
         return True
@@ -123,7 +129,7 @@ class Regions:
             return 0, None
         head = text[:SHORTEST].tobytes()
         for region in [*self.kept, *self._used]:
-            fits = region.pure and region.snapshot is snapshot and (region.exact or not exact)
+            fits = region.pure and region.is_of(snapshot) and (region.exact or not exact)
             if fits and region.done > best and region.head == head:
                 size = min(most, region.done)
                 same = region.text[:size] == text[:size]
@@ -147,3 +153,7 @@ class Regions:
                 self.arena.free(region.start, region.rows)
                 start = self.arena.allocate(rows, modest)
         return self.arena.allocate(rows) if start is None else start
+
+
+def _weak(snapshot: Snapshot | None) -> "ref[Snapshot] | None":
+    return None if snapshot is None else ref(snapshot)

@@ -97,7 +97,8 @@ class Sampler:
         self._ops, self._base, self._cache_bytes = ops, base, cache_bytes
         self._networks = Networks(ops, base)
         self._regions = Regions(ops, base.config, cache_bytes)
-        self._full: tuple[int, _Sequence] | None = None  # self._regions.changes when this one found no room
+        # When somebody last found no room: self._regions.changes, and whose age it was.
+        self._full: tuple[int, tuple[int, int]] | None = None
         self._waiting: list[_Sequence] = []  # without a region, in the order of age
         self._running: list[_Sequence] = []
         self._requests_so_far = self._samples_so_far = 0
@@ -120,6 +121,7 @@ class Sampler:
         for sequence in [*self._waiting, *self._running]:
             sequence.request.future.cancel()
         self._forget_answered()
+        self._one_core.close()
 
     def step(self) -> None:
         """One token for every sequence that has been taken in whole. What goes wrong is told to every request
@@ -167,13 +169,13 @@ class Sampler:
         """Give regions to those who wait, in their order, until one finds no room."""
         while self._waiting and len(self._running) < SAMPLES:
             sequence = self._waiting[0]
-            if self._full == (self._regions.changes, sequence):
+            if self._full == (self._regions.changes, sequence.age):
                 return
             if self._give_region(sequence):
                 self._running.append(sequence)
                 self._running.sort(key=lambda s: s.age)  # one that gave way comes back before later ones
             elif self._running:
-                self._full = self._regions.changes, sequence
+                self._full = self._regions.changes, sequence.age
                 return
             else:
                 self._refuse(sequence)
@@ -323,7 +325,7 @@ class Sampler:
         """h: (tokens, hidden_size), the states of the tokens just fed, for what is asked about the prompt."""
         region, active, request = sequence.region, sequence.active, sequence.request
         if region is not None:
-            region.pure = region.pure and region.snapshot is request.snapshot
+            region.pure = region.pure and region.is_of(request.snapshot)
             region.done = min(sequence.done + len(h), len(region.text))
         if active.scores is not None:
             return
@@ -440,15 +442,19 @@ class Sampler:
 
     def _forget_answered(self) -> None:
         """Give back the places of requests that were cancelled or failed."""
-        gone = [s for s in [*self._waiting, *self._running] if s.request.future.done()]
-        for sequence in gone:
-            self._give_back(sequence)
-        for future in {sequence.request.future for sequence in gone}:
-            if future.cancelled():
-                future.set_running_or_notify_cancel()  # so that concurrent.futures.wait hears of it
-        if gone:
-            self._waiting = [s for s in self._waiting if not s.request.future.done()]
-            self._running = [s for s in self._running if not s.request.future.done()]
+        everyone = [*self._waiting, *self._running]
+        # Each is asked once, since it may be cancelled at any moment.
+        gone = {active for active in {s.active for s in everyone} if active.request.future.done()}
+        if not gone:
+            return
+        for sequence in everyone:
+            if sequence.active in gone:
+                self._give_back(sequence)
+        for active in gone:
+            if active.request.future.cancelled():
+                settle(active.request.future)  # so that concurrent.futures.wait hears of it
+        self._waiting = [s for s in self._waiting if s.active not in gone]
+        self._running = [s for s in self._running if s.active not in gone]
 
 
 def _fail_for_nan(active: _Active) -> None:
