@@ -76,7 +76,7 @@ def lora_linear_forward(
             for i, own in rows.each:
                 y[own] += _times(_scaled(_times(x[own], a[i].T), scale[i]), b[i].T)
         else:
-            used = slice(len(rows.table))
+            used = slice(rows.first, rows.first + len(rows.table))
             narrow = _times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))  # (adapters, most, rank)
             narrow *= scale[used, None, None]
             wide = _times(narrow, b[used].swapaxes(-1, -2))
@@ -152,12 +152,14 @@ class _Rows:
     """Which rows have which adapter. each: (adapter, its rows), for those that have rows. alone: whether adapter 0 has
     all; then these are a slice.
 
-    table: (adapters, most) the rows of each, some other row where there are fewer; listed: the rows of adapter 0, of
-    1, ...; places: where in the table these are. table None: it would be mostly padding.
+    table: (adapters, most) the rows of each from the first one that has any to the last, some other row where there
+    are fewer; listed: the rows of adapter 0, of 1, ...; places: where in the table these are. table None: it would be
+    mostly padding.
     """
 
     each: list[tuple[int, slice | Index]]
     alone: bool
+    first: int
     table: Index | None
     listed: Index
     places: Index
@@ -169,19 +171,20 @@ def _rows(adapter: bytes) -> _Rows:
     index = np.frombuffer(adapter, np.int64)
     listed = np.argsort(index, kind="stable")[(index < 0).sum() :]
     if len(index) > 0 and not index.any():
-        return _Rows([(0, slice(None))], True, None, listed, listed)
-    counts = np.bincount(index[index >= 0])
+        return _Rows([(0, slice(None))], True, 0, None, listed, listed)
+    first = int(index[listed[0]]) if listed.size > 0 else 0
+    counts = np.bincount(index[listed] - first)
     ends = np.cumsum(counts)
     each: list[tuple[int, slice | Index]] = [
-        (int(i), listed[ends[i] - counts[i] : ends[i]]) for i in np.flatnonzero(counts)
+        (int(i) + first, listed[ends[i] - counts[i] : ends[i]]) for i in np.flatnonzero(counts)
     ]
     nth = np.arange(
         max(2, counts.max(initial=0))
     )  # of an adapter's rows; BLAS has another function for a single one
     if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
-        return _Rows(each, False, None, listed, listed)
+        return _Rows(each, False, first, None, listed, listed)
     table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
-    return _Rows(each, False, table, listed, np.flatnonzero(nth < counts[:, None]))
+    return _Rows(each, False, first, table, listed, np.flatnonzero(nth < counts[:, None]))
 
 
 def _times_base(x: Array, w: Array) -> Array:

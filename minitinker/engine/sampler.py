@@ -35,7 +35,8 @@ from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
 Array = Any
 Index = NDArray[np.int64]
 
-SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are too small to share among cores
+SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are too small to share among cores, unless
+MANY = 1 << 23  # numbers or more are in its adapters, which take longer to read than one core needs to multiply
 PROMPT_TOKENS = 2048  # of prompts that one step takes in; where others decode
 CHUNK = 256  # of them, so that these do not wait long
 SAMPLES = 1024  # sequences that go through together
@@ -292,6 +293,7 @@ class Sampler:
         ops, cache = self._ops, self._regions.arena.cache
         parts = [range(len(fed))]
         large = len(owners) * self._base.config.hidden_size >= SMALL
+        large = large or (len(snapshots) > 1 and sum(snapshot.spec.size for snapshot in snapshots) >= MANY)
         if large:
             parts = micro_batches([share for _, share in fed], ops.width())
         if large and len(parts) == 1:
