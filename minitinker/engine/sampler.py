@@ -35,8 +35,10 @@ from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
 Array = Any
 Index = NDArray[np.int64]
 
-SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are too small to share among cores, unless
-MANY = 1 << 23  # numbers or more are in its adapters, which take longer to read than one core needs to multiply
+# A step shares its products among cores from so many tokens x hidden_size on; below, they are too small, unless
+SMALL = 1 << 14
+# so many numbers or more are in its adapters, which take longer to read than one core needs to multiply.
+MANY = 1 << 23
 PROMPT_TOKENS = 2048  # of prompts that one step takes in; where others decode
 CHUNK = 256  # of them, so that these do not wait long
 SAMPLES = 1024  # sequences that go through together
