@@ -226,7 +226,9 @@ def _times(x: Array, wt: Array) -> Array:
 def _in_parts(x: Array, wt: Array) -> Array:
     """x @ wt, the sum over d_in in parts where BLAS would not do that itself."""
     rows, d_in = x.shape[-2:]
-    if d_in <= PART or rows * d_in * wt.shape[-1] > UNPACKED:
+    # On several cores BLAS halves a d_in that is no multiple of 32 in another place.
+    large = rows * d_in * wt.shape[-1] > UNPACKED and d_in % (2 * ROUND) == 0
+    if d_in <= PART or large:
         return x @ wt
     return reduce(np.add, [x[..., part] @ wt[..., part, :] for part in _parts(d_in)])
 
