@@ -170,7 +170,7 @@ def _fitting(blocks: list[Blocks], heads: int, kv_heads: int) -> Iterator[Blocks
     for block in blocks:
         if block.queries.shape[1] * heads == kv_heads:
             queries, mask = block.queries.repeat(2, axis=1), block.mask.repeat(2, axis=-1)
-            block = replace(block, queries=queries, mask=mask, padding=np.array([[False, True]]))
+            block = replace(block, queries=queries, mask=mask, padding=np.tile([False, True], (len(mask), 1)))
         count = max(1, SCORES // (heads * block.queries.shape[1] * block.keys.shape[1]))
         if count >= len(block.queries):
             yield block

@@ -117,11 +117,12 @@ def lora_weight(w: Array, dtype: DTypeLike = "float32", device: str | None = Non
 
 
 def lora_panels(w: Array) -> Array:
-    """A frozen W: (d_out, d_in) as it lies best for sampling: W^T in panels of 64 columns, (d_out / 64, d_in, 64); W
-    itself where that cannot be. With few rows the product takes half the time, which is that of reading W."""
+    """A frozen W: (d_out, d_in) as it lies best for sampling: W^T in panels of 64 columns, (d_out / 64, d_in, 64); as
+    `lora_weight` lays it where that cannot be. With few rows the product takes half the time, which is that of reading
+    W."""
     d_out, d_in = w.shape
     if d_out % PANEL > 0:
-        return w
+        return np.asfortranarray(w)
     return np.ascontiguousarray(w.T.reshape(d_in, -1, PANEL).swapaxes(0, 1))
 
 
@@ -199,7 +200,7 @@ def _times_base(x: Array, w: Array) -> Array:
     np.matmul(x[:, first], w[:, first], out=panels)
     for part in others:
         panels += x[:, part] @ w[:, part]
-    return y.reshape(len(x), -1)
+    return y.reshape(len(x), len(w) * PANEL)
 
 
 def _times(x: Array, wt: Array) -> Array:
@@ -225,7 +226,9 @@ def _times(x: Array, wt: Array) -> Array:
 def _in_parts(x: Array, wt: Array) -> Array:
     """x @ wt, the sum over d_in in parts where BLAS would not do that itself."""
     rows, d_in = x.shape[-2:]
-    if d_in <= PART or rows * d_in * wt.shape[-1] > UNPACKED:
+    # On several cores BLAS halves a d_in that is no multiple of 32 in another place.
+    large = rows * d_in * wt.shape[-1] > UNPACKED and d_in % (2 * ROUND) == 0
+    if d_in <= PART or large:
         return x @ wt
     return reduce(np.add, [x[..., part] @ wt[..., part, :] for part in _parts(d_in)])
 

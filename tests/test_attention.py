@@ -143,10 +143,12 @@ def test_long_sequences_are_those_of_torch(ops, queries, before):
 
 
 @pytest.mark.parametrize("scores", [1, 3000, 1 << 20])
-def test_unequal_sequences_done_together_are_those_of_torch(ops, scores, monkeypatch):
+@pytest.mark.parametrize("heads", [(1, 2), (2, 1)])
+def test_unequal_sequences_done_together_are_those_of_torch(ops, scores, heads, monkeypatch):
     monkeypatch.setattr(reference.attention, "SCORES", scores)  # a memory bound: how many at once
-    layout = draw_layout(scores, [(n, n % 5) for n in (5, 9, 31, 17, 8, 26, 1, 33, 40)])
-    check_layout_against_torch(ops, layout, (1, 2), 4, 0.5, seed=0)
+    unequal = [(n, n % 5) for n in (5, 9, 31, 17, 8, 26, 1, 33, 40)]
+    layout = draw_layout(scores, [*unequal, (1, 8), (1, 12), (1, 10)])
+    check_layout_against_torch(ops, layout, heads, 4, 0.5, seed=0)
 
 
 @settings(max_examples=5)

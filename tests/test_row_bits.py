@@ -53,6 +53,8 @@ def test_a_row_of_lora_linear_has_its_bits_among_any_others(tokens, d_in, d_out,
         for weight in (w, reference.lora_panels(w)):
             again, _ = reference.lora_linear_forward(x[some], weight, *inputs)
             np.testing.assert_array_equal(again, y[some])
+    on_all_cores, _ = reference.lora_linear_forward(x[some], w, *inputs)
+    np.testing.assert_array_equal(on_all_cores, y[some])
 
 
 @given(

@@ -1,3 +1,4 @@
+import weakref
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,10 +12,13 @@ from test_row_bits import OPENBLAS
 from tiny_models import VOCAB, make_model, make_trainer, to_peft
 
 from minitinker import APIError, BadRequestError, reference
+from minitinker.engine import networks
 from minitinker.engine import sampler as sampler_file
 from minitinker.engine.request import SampleRequest, Served, Uniforms
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.stopping import StopRule
+from minitinker.model.packing import pack_for_cache
+from minitinker.model.transformer import hidden_states
 from minitinker.model.weights import load_base_model
 
 NEVER = StopRule(frozenset(), (), str)
@@ -146,10 +150,15 @@ def test_without_a_seed_no_two_requests_draw_the_same(sampler):
 # Batches
 
 
+@pytest.mark.parametrize(
+    "copied", [0, networks.COPY_BYTES]
+)  # a base model that is too large for it, or is not
 def test_a_request_gets_the_same_alone_and_among_others_with_other_adapters(
-    model, sampler, snapshots, monkeypatch
+    model, snapshots, copied, monkeypatch
 ):
     monkeypatch.setattr(reference, "HEAD_BYTES", 3 * 4 * VOCAB)  # three rows go through the head at once
+    monkeypatch.setattr(networks, "COPY_BYTES", copied)
+    sampler = Sampler(reference, model[0])
     rng = np.random.default_rng(0)
 
     asked = [
@@ -177,6 +186,21 @@ def test_a_request_gets_the_same_alone_and_among_others_with_other_adapters(
     finish(sampler)
     for one, expected in zip(requests, alone, strict=True):
         assert_same(one.future.result(timeout=0), expected)
+
+
+def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_next(model, snapshots):
+    nets = networks.Networks(reference, model[0])
+    batch = pack_for_cache([[9, 8, 7, 100]], np.array([0]), np.array([0]))
+    previous = None
+    for snapshot in snapshots[:-1]:
+        merged = nets.merged([snapshot, snapshot])
+        assert previous is None or previous() is None
+        assert nets.merged([snapshot]) is merged
+        expected, _ = hidden_states(nets.of([snapshot], np.zeros(4, np.int64)), batch)
+        np.testing.assert_allclose(hidden_states(merged, batch)[0], expected, atol=1e-4)
+        previous = weakref.ref(merged)
+        del merged
+    assert nets.merged([snapshots[0], snapshots[1]]) is nets.merged([None]) is None
 
 
 @pytest.mark.parametrize("which", range(5))

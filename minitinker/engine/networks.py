@@ -16,10 +16,8 @@ from minitinker.model.weights import BaseModel
 
 Array = Any
 
-COPY_BYTES = (
-    256 << 20
-)  # of a base model that is small enough for a second copy, laid out for few rows, and a third one
-# with an adapter merged in
+# Of a base model that is small enough for a second copy, laid out for few rows, and a third with an adapter merged in.
+COPY_BYTES = 256 << 20
 ROUND = 16  # ranks come in such numbers, filled up with zeros: the reference's products keep their bits then
 
 
@@ -35,15 +33,17 @@ class Networks:
 
     @cached_property
     def _weights(self) -> dict[str, Array]:
-        """The base's, as they lie best for sampling; formed at the first step, since a trainer needs none of it."""
-        if not self._copies:
-            return self._placed
-        ops = self._ops
-        linears = {
-            n: w for n, w in self._placed.items() if n.endswith("_proj.weight") or n == "lm_head.weight"
-        }
-        if self._config.tie_word_embeddings:
-            linears["lm_head.weight"] = ops.lora_weight(self._placed[EMBEDDING], ops.DTYPE)
+        """The base's, as they lie best for sampling; formed at the first step, since a trainer needs none of it.
+
+        A tied head is copied whatever its size: as the embedding lies, a row's bits would not be its own.
+        """
+        ops, linears = self._ops, {}
+        if self._copies:
+            for name, w in self._placed.items():
+                if name.endswith("_proj.weight") or name == "lm_head.weight":
+                    linears[name] = w
+        if self._config.tie_word_embeddings and not ops.BATCH_INVARIANT:
+            linears["lm_head.weight"] = self._placed[EMBEDDING]
         return self._placed | {name: ops.lora_panels(w) for name, w in linears.items()}
 
     def of(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> Network:
@@ -68,12 +68,12 @@ class Networks:
         if self._merged is None or self._merged[0] is not snapshot:
             self._merged = None  # the old one is gone before the new one is there
             lora, weights = views(snapshot.spec, snapshot.flat), dict(self._weights)
-            scale = ops.array(np.array([snapshot.spec.scale], np.float32))
+            nothing = [None] * 5
             for name, (a, b) in lora.items():
-                if name != "lm_head":  # I W'^T is W' the other way round, as `lora_weight` lays it
-                    identity = ops.array(np.eye(a.shape[2], dtype=np.float32))
-                    w = self._placed[f"{name}.weight"]
-                    wt, _ = ops.lora_linear_forward(identity, w, None, a, b, scale, None)
+                if name != "lm_head":  # W'^T = W^T + A^T (s B)^T, as `lora_weight` lays it
+                    scaled = b[0] * snapshot.spec.scale
+                    wt, _ = ops.lora_linear_forward(a[0].T, scaled, *nothing)
+                    wt += self._placed[f"{name}.weight"].T
                     weights[f"{name}.weight"] = ops.lora_panels(wt.T)
             self._merged = snapshot, Network(ops, self._config, weights)
         return self._merged[1]
