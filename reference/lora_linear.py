@@ -122,7 +122,7 @@ def lora_panels(w: Array) -> Array:
     W."""
     d_out, d_in = w.shape
     if d_out % PANEL > 0:
-        return np.asfortranarray(w)
+        return lora_weight(w, w.dtype)
     return np.ascontiguousarray(w.T.reshape(d_in, -1, PANEL).swapaxes(0, 1))
 
 
@@ -179,9 +179,8 @@ def _rows(adapter: bytes) -> _Rows:
     each: list[tuple[int, slice | Index]] = [
         (int(i) + first, listed[ends[i] - counts[i] : ends[i]]) for i in np.flatnonzero(counts)
     ]
-    nth = np.arange(
-        max(2, counts.max(initial=0))
-    )  # of an adapter's rows; BLAS has another function for a single one
+    # The nth row of an adapter; two at least, since BLAS has another function for a single one.
+    nth = np.arange(max(2, counts.max(initial=0)))
     if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
         return _Rows(each, False, first, None, listed, listed)
     table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
