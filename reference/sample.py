@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
+BLOCK = 128  # tokens whose p are added up before it is looked for where among them the draw falls
+
 
 def sample(
     logits: Array, uniforms: Array, temperature: Array, top_k: NDArray[np.int64], top_p: Array
@@ -21,51 +23,83 @@ def sample(
     """logits z: (rows, vocab), uniforms in [0, 1): (rows,), temperature >= 0: (rows,), top_k: (rows,) with
     top_k < 1 for no limit, top_p in (0, 1]: (rows,) -> tokens: (rows,) int64, logprobs: (rows,).
     """
-    z = _tempered(logits, temperature)
-    p = np.exp(z)
-    kept = _cut_to_top_p(_cut_to_top_k(p, top_k), top_p)
-    running = kept.cumsum(axis=-1)
-    tokens = (running > (uniforms * running[:, -1])[:, None]).argmax(axis=-1)
+    z, p = _tempered(logits, temperature)
+    running = _running_sums(p)
+    kept = _cut_to_top_p(z, _cut_to_top_k(z, p, top_k), top_p)
+    tokens = _first_beyond(kept, running if kept is p else _running_sums(kept), uniforms)
     if not temperature.all():
         tokens = np.where(temperature == 0, logits.argmax(axis=-1), tokens)
-    return tokens, _logprobs(z, p, tokens[:, None]).astype(logits.dtype)[:, 0]
+    return tokens, _logprobs(z, running, tokens[:, None], temperature)[:, 0]
 
 
 def tempered_logprob(logits: Array, tokens: NDArray[np.int64], temperature: Array) -> Array:
     """What `sample` reports of given tokens, whichever is drawn. logits z: (rows, vocab), tokens: (rows, K) int64,
     temperature >= 0: (rows,) -> logprobs: (rows, K)."""
-    z = _tempered(logits, temperature)
-    return _logprobs(z, np.exp(z), tokens).astype(logits.dtype)
+    z, p = _tempered(logits, temperature)
+    return _logprobs(z, _running_sums(p), tokens, temperature)
 
 
-def _tempered(logits: Array, temperature: Array) -> Array:
-    """z / temperature less the largest of its row, in float64: (rows, vocab)."""
-    z: Array = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64)
-    z /= np.where(temperature == 0, 1, temperature)[:, None]
-    return z
+def _tempered(logits: Array, temperature: Array) -> tuple[Array, Array]:
+    """z less the largest of its row, and p = exp(z / temperature), the largest being 1: (rows, vocab)."""
+    z = logits - logits.max(axis=-1, keepdims=True)
+    if ((temperature == 0) | (temperature == 1)).all():
+        return z, np.exp(z)
+    with np.errstate(over="ignore"):  # to -inf, whose exponential is as much 0
+        return z, np.exp((z / _divisor(temperature)).astype(z.dtype))
 
 
-def _logprobs(z: Array, p: Array, tokens: NDArray[np.int64]) -> Array:
-    """z: (rows, vocab), p: exp(z), tokens: (rows, K) -> (rows, K)."""
-    total: Array = p.sum(axis=-1, keepdims=True)
-    chosen: Array = z[np.arange(len(z))[:, None], tokens]
-    return chosen - np.log(total)
+def _divisor(temperature: Array) -> Array:
+    return np.where(temperature == 0, 1, temperature)[:, None]
 
 
-def _cut_to_top_k(p: Array, top_k: NDArray[np.int64]) -> Array:
+def _logprobs(z: Array, running: Array, tokens: NDArray[np.int64], temperature: Array) -> Array:
+    """z: (rows, vocab), running: `_running_sums` of p, tokens: (rows, K) -> (rows, K)."""
+    chosen = z[np.arange(len(z))[:, None], tokens] / _divisor(temperature)
+    logprobs: Array = (chosen - np.log(running[:, -1:])).astype(z.dtype)
+    return logprobs
+
+
+def _running_sums(p: Array) -> Array:
+    """The sum of p: (rows, vocab) up to the end of each block: (rows, blocks) float64."""
+    sums: Array = _blocks(p).sum(axis=-1, dtype=np.float64)
+    return sums.cumsum(axis=-1, out=sums)
+
+
+def _blocks(p: Array) -> Array:
+    """p: (rows, vocab), with zeros at the end where the vocabulary is no multiple of BLOCK: (rows, blocks, BLOCK)."""
+    rows, vocab = p.shape
+    if vocab % BLOCK > 0:
+        p = np.pad(p, ((0, 0), (0, -vocab % BLOCK)))
+    return p.reshape(rows, -1, BLOCK)
+
+
+def _first_beyond(kept: Array, running: Array, uniforms: Array) -> NDArray[np.int64]:
+    """The first token at which the running sum of kept: (rows, vocab) exceeds u * (its total). Only in one block
+    are the sums formed token by token."""
+    rows, drawn = np.arange(len(kept)), uniforms * running[:, -1]  # less than the total
+    block = (running > drawn[:, None]).argmax(axis=-1)
+    drawn -= np.where(block > 0, running[rows, block - 1], 0)
+    within = _blocks(kept)[rows, block].cumsum(axis=-1, dtype=np.float64)
+    # Sums formed in two orders may differ in their last bit: then the last that is kept is meant.
+    drawn = np.minimum(drawn, np.nextafter(within[:, -1], 0))
+    tokens: NDArray[np.int64] = block * BLOCK + (within > drawn[:, None]).argmax(axis=-1)
+    return tokens
+
+
+def _cut_to_top_k(z: Array, p: Array, top_k: NDArray[np.int64]) -> Array:
     vocab = p.shape[-1]
     if not np.any((top_k >= 1) & (top_k < vocab)):
         return p
     k = np.where(top_k >= 1, np.minimum(top_k, vocab), vocab)
-    kth = np.take_along_axis(np.sort(p, axis=-1), (vocab - k)[:, None], axis=-1)
-    return np.where(p >= kth, p, 0)
+    kth = np.take_along_axis(np.sort(z, axis=-1), (vocab - k)[:, None], axis=-1)
+    return np.where(z >= kth, p, 0)
 
 
-def _cut_to_top_p(p: Array, top_p: Array) -> Array:
+def _cut_to_top_p(z: Array, p: Array, top_p: Array) -> Array:
     if np.all(top_p >= 1):
         return p
-    largest_first = -np.sort(-p, axis=-1)
-    running = largest_first.cumsum(axis=-1)
+    running = np.sort(p, axis=-1)[:, ::-1].cumsum(axis=-1, dtype=np.float64)
     needed = (running < (top_p * running[:, -1])[:, None]).sum(axis=-1)  # how many fall short of top_p
-    last = np.take_along_axis(largest_first, np.minimum(needed, p.shape[-1] - 1)[:, None], axis=-1)
-    return np.where((p >= last) | (top_p >= 1)[:, None], p, 0)
+    place = np.maximum(p.shape[-1] - 1 - needed, 0)[:, None]  # where the last one needed stands, smallest first
+    last = np.take_along_axis(np.sort(z, axis=-1), place, axis=-1)
+    return np.where((z >= last) | (top_p >= 1)[:, None], p, 0)
