@@ -22,12 +22,17 @@ Where each row's adapter is given, as in sampling, W' is never formed, and a row
 rows: see `_times`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from threadpoolctl import threadpool_info
+
+from .side_by_side import side_by_side, width
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
@@ -35,12 +40,14 @@ Index = NDArray[np.int64]
 # What OpenBLAS (0.3.31, with AVX-512) does, as `_times` follows it: products of so few multiplications are formed
 # without copying the operands first, the columns beyond a multiple of 16 in another way; larger ones are summed over
 # d_in in parts of 448.
+ARCHITECTURE = "SkylakeX"
 UNPACKED = 1_000_000
 ROUND = 16
 PART = 448
 MOST_PADDING = 4  # rows that many adapters' product may take for each one that has an adapter
 FEW = 32  # rows up to which copying the weight takes longer than multiplying
 PANEL = 64  # columns of W^T that stay in a core's cache while few rows are multiplied with them
+SHARED = 10_000_000  # multiplications from which waking other cores for a product of few rows takes less time than it saves
 
 
 def lora_linear_forward(
@@ -118,12 +125,18 @@ def lora_weight(w: Array, dtype: DTypeLike = "float32", device: str | None = Non
 
 def lora_panels(w: Array) -> Array:
     """A frozen W: (d_out, d_in) as it lies best for sampling: W^T in panels of 64 columns, (d_out / 64, d_in, 64); as
-    `lora_weight` lays it where that cannot be. With few rows the product takes half the time, which is that of reading
-    W."""
+    `lora_weight` lays it where that cannot be, or BLAS is another. With few rows the product takes half the time, which
+    is that of reading W."""
     d_out, d_in = w.shape
-    if d_out % PANEL > 0:
+    if d_out % PANEL > 0 or not _blas_is_as_described():
         return lora_weight(w, w.dtype)
     return np.ascontiguousarray(w.T.reshape(d_in, -1, PANEL).swapaxes(0, 1))
+
+
+@lru_cache
+def _blas_is_as_described() -> bool:
+    """Whether the products follow it, for the sake of a row's bits; with another BLAS they are formed as they come."""
+    return any(library.get("architecture") == ARCHITECTURE for library in threadpool_info())
 
 
 def _merge(w: Array, a: Array, b: Array, scale: Array) -> Array:
@@ -180,7 +193,7 @@ def _rows(adapter: bytes) -> _Rows:
         (int(i) + first, listed[ends[i] - counts[i] : ends[i]]) for i in np.flatnonzero(counts)
     ]
     # The nth row of an adapter; two at least, since BLAS has another function for a single one.
-    nth = np.arange(max(2, counts.max(initial=0)))
+    nth = np.arange(max(2 if _blas_is_as_described() else 1, counts.max(initial=0)))
     if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
         return _Rows(each, False, first, None, listed, listed)
     table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
@@ -196,9 +209,13 @@ def _times_base(x: Array, w: Array) -> Array:
     y = np.empty((len(x), len(w), PANEL), x.dtype)
     panels = y.swapaxes(0, 1)
     first, *others = _parts(x.shape[1])
-    np.matmul(x[:, first], w[:, first], out=panels)
-    for part in others:
-        panels += x[:, part] @ w[:, part]
+
+    def multiply(some: slice) -> None:
+        np.matmul(x[:, first], w[some, first], out=panels[some])
+        for part in others:
+            panels[some] += x[:, part] @ w[some, part]
+
+    _share(multiply, len(w), len(x) * w.size)
     return y.reshape(len(x), len(w) * PANEL)
 
 
@@ -206,8 +223,8 @@ def _times(x: Array, wt: Array) -> Array:
     """x @ wt: x: (..., rows, d_in), wt: (..., d_in, d_out), as fast with few rows as with many, and with the same
     bits of a row among any others, where wt lies row by row and BLAS is the OpenBLAS described above."""
     (rows, d_in), d_out = x.shape[-2:], wt.shape[-1]
-    if wt.strides[-1] != wt.itemsize:
-        return x @ wt
+    if wt.strides[-1] != wt.itemsize or not _blas_is_as_described():
+        return _at_once(x, wt)
     if rows == 1:  # BLAS has another function for a single one
         return _times(np.repeat(x, 2, axis=-2), wt)[..., :1, :]
     rest = d_out % ROUND if d_out % ROUND != 1 or d_out == 1 else ROUND + 1
@@ -215,11 +232,33 @@ def _times(x: Array, wt: Array) -> Array:
         columns = np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
         last = _in_parts(columns, wt[..., d_out - rest :])
         return last if rest == d_out else np.concatenate([_times(x, wt[..., : d_out - rest]), last], axis=-1)
+    if wt.ndim > 2 and d_in <= PART:
+        return _at_once(x, wt)
     if wt.ndim > 2 or rows > FEW or rows * d_in * d_out <= UNPACKED:
         return _in_parts(x, wt)
     width = max(ROUND, UNPACKED // (rows * min(d_in, PART)) // ROUND * ROUND)
     starts = range(0, d_out, width)
     return np.concatenate([_in_parts(x, wt[:, start : start + width]) for start in starts], axis=-1)
+
+
+def _at_once(x: Array, wt: Array) -> Array:
+    """x @ wt, by several cores where it is few rows of much: each has some of the columns, or some of the adapters."""
+    work = x.shape[-2] * wt.size
+    if work < SHARED or (wt.ndim == 2 and len(x) > FEW):
+        return x @ wt
+    y = np.empty((*x.shape[:-1], wt.shape[-1]), x.dtype)
+    if wt.ndim == 2:
+        _share(lambda some: np.matmul(x, wt[:, some], out=y[:, some]), wt.shape[-1], work)
+    else:
+        _share(lambda some: np.matmul(x[some], wt[some], out=y[some]), len(wt), work)
+    return y
+
+
+def _share(multiply: Callable[[slice], Any], count: int, multiplications: int) -> None:
+    """multiply(some) for all of `count` columns, panels or adapters, by several cores where that takes less time."""
+    cores = min(count, width()) if multiplications >= SHARED else 1
+    cuts = [count * core // cores for core in range(cores + 1)]
+    side_by_side(multiply, [slice(*ends) for ends in pairwise(cuts)])
 
 
 def _in_parts(x: Array, wt: Array) -> Array:

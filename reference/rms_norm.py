@@ -16,17 +16,18 @@ Array = NDArray[np.floating]
 
 def rms_norm_forward(x: Array, w: Array, eps: float) -> tuple[Array, Any]:
     """x: (..., d), w: (d,) -> y: (..., d). Each row along the last axis is normalised by itself."""
-    rho = 1 / np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps)  # (..., 1)
-    y: Array = x * rho
+    rms = np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps)  # (..., 1): 1 / rho
+    y: Array = x / rms
     y *= w
-    return y, (x, w, rho)
+    return y, (x, w, rms)
 
 
 def rms_norm_backward(dy: Array, saved: Any) -> Array:
     """dy: (..., d) -> dx: (..., d)."""
-    x, w, rho = saved
-    g: Array = dy * w
+    x, w, rms = saved
+    rho, g = 1 / rms, dy * w
     mean_gx = np.vecdot(g, x)[..., None] / x.shape[-1]  # (..., 1)
     g *= rho
     g -= x * (rho**3 * mean_gx)
-    return g
+    dx: Array = g
+    return dx

@@ -100,6 +100,8 @@ def _cut_to_top_p(z: Array, p: Array, top_p: Array) -> Array:
         return p
     running = np.sort(p, axis=-1)[:, ::-1].cumsum(axis=-1, dtype=np.float64)
     needed = (running < (top_p * running[:, -1])[:, None]).sum(axis=-1)  # how many fall short of top_p
-    place = np.maximum(p.shape[-1] - 1 - needed, 0)[:, None]  # where the last one needed stands, smallest first
+    place = np.maximum(p.shape[-1] - 1 - needed, 0)[
+        :, None
+    ]  # where the last one needed stands, smallest first
     last = np.take_along_axis(np.sort(z, axis=-1), place, axis=-1)
     return np.where((z >= last) | (top_p >= 1)[:, None], p, 0)

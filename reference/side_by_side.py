@@ -6,17 +6,22 @@ threads uses both cores throughout. Each thread then multiplies with one core.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import lru_cache
+from operator import itemgetter
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, Thread, local
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Outcome = tuple[int, Any, BaseException | None]
+Ended = SimpleQueue[Outcome]
+Work = SimpleQueue[tuple[Ended, int, Callable[[Any], Any], Any]]
+
+_thread = local()
 
 
 def width() -> int:
@@ -25,18 +30,27 @@ def width() -> int:
 
 
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """function of each item, in the order of the items. If one raises, so does this, after all have ended."""
-    if len(items) <= 1 or width() == 1:
+    """function of each item, in the order of the items. If one raises, so does this, after all have ended.
+
+    Called from a piece, it takes one item after the other, since the cores are taken.
+    """
+    if len(items) <= 1 or width() == 1 or getattr(_thread, "has_a_piece", False):
         return [function(item) for item in items]
+    ended: Ended = SimpleQueue()
     with on_one_core():
-        others: list[Future[Result]] = [Future() for _ in items[1:]]
-        for future, item in zip(others, items[1:], strict=True):
-            _helpers().put((future, function, item))
-        try:
-            first = function(items[0])
-        finally:
-            wait(others)
-        return [first, *(future.result() for future in others)]
+        for i, item in enumerate(items[1:], 1):
+            _helpers().put((ended, i, function, item))
+        _thread.has_a_piece = True
+        outcomes = [_outcome(0, function, items[0])]
+        _thread.has_a_piece = False
+        outcomes = sorted([*outcomes, *(ended.get() for _ in items[1:])], key=itemgetter(0))
+    try:
+        for _, _, error in outcomes:
+            if error is not None:
+                raise error
+        return [result for _, result, _ in outcomes]
+    finally:
+        del outcomes, error  # an error holds its frames, and with them all that the pieces made
 
 
 @contextmanager
@@ -63,28 +77,29 @@ _entering = Lock()
 _inside = 0
 _limit: Any = None
 
-Work = SimpleQueue[tuple[Future[Any], Callable[[Any], Any], Any]]
-
 
 @lru_cache
-def _helpers() -> "Work":
+def _helpers() -> Work:
     """Where a thread for each core but the caller's takes its work from."""
     return _crew(width() - 1)
 
 
 @lru_cache
-def _setter() -> "Work":
+def _setter() -> Work:
     """The work of the one thread that sets how many cores OpenBLAS uses: it listens to the first that did."""
     return _crew(1)
 
 
-def _in_setter(function: Callable[[], Result]) -> Result:
-    future: Future[Result] = Future()
-    _setter().put((future, lambda _: function(), None))
-    return future.result()
+def _in_setter(function: Callable[[], Any]) -> Any:
+    ended: Ended = SimpleQueue()
+    _setter().put((ended, 0, lambda _: function(), None))
+    _, result, error = ended.get()
+    if error is not None:
+        raise error
+    return result
 
 
-def _crew(threads: int) -> "Work":
+def _crew(threads: int) -> Work:
     """A queue and threads that work it off.
 
     They are daemons, so they never hold up the end of the program, and work until then; executors of the
@@ -93,17 +108,23 @@ def _crew(threads: int) -> "Work":
     work: Work = SimpleQueue()
 
     def help_out() -> None:
+        _thread.has_a_piece = True
         while True:
-            future, function, item = work.get()
-            try:
-                future.set_result(function(item))
-            except BaseException as error:
-                future.set_exception(error)
-            del future, function, item  # else they would live until there is more to do
+            ended, i, function, item = work.get()
+            ended.put(_outcome(i, function, item))
+            del ended, function, item  # else they would live until there is more to do
 
     for _ in range(threads):
         Thread(target=help_out, name="minitinker-reference", daemon=True).start()
     return work
+
+
+def _outcome(i: int, function: Callable[[Any], Any], item: Any) -> Outcome:
+    """Of item i: what came out, or what was raised."""
+    try:
+        return i, function(item), None
+    except BaseException as error:
+        return i, None, error
 
 
 @lru_cache

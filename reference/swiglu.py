@@ -15,15 +15,16 @@ Array = NDArray[np.floating]
 
 def swiglu_forward(gate: Array, up: Array) -> tuple[Array, Any]:
     """gate, up: (tokens, d_ffn) -> y: (tokens, d_ffn)."""
-    s = _sigmoid(gate)
-    y = gate * s
+    t = _one_plus_exp(gate)
+    y: Array = gate / t
     y *= up
-    return y, (gate, up, s)
+    return y, (gate, up, t)
 
 
 def swiglu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     """dy: (tokens, d_ffn) -> dgate, dup: like dy."""
-    gate, up, s = saved
+    gate, up, t = saved
+    s = 1 / t
     silu = gate * s
     dup = dy * silu
     slope = 1 - s  # first, and exact where s is near 1: times a large gate it would show
@@ -34,8 +35,10 @@ def swiglu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     return slope, dup
 
 
-def _sigmoid(x: Array) -> Array:
-    with np.errstate(over="ignore"):  # exp(-x) = inf for x << 0, and 1 / (1 + inf) = 0 is right
-        s = np.exp(-x)
-    s += 1
-    return np.divide(1, s, out=s)
+def _one_plus_exp(x: Array) -> Array:
+    """1 + exp(-x), the reciprocal of the sigmoid."""
+    t: Array = np.negative(x)
+    with np.errstate(over="ignore"):  # exp(-x) = inf for x << 0, and x / inf = 0 is right
+        np.exp(t, out=t)
+    t += 1
+    return t

@@ -14,9 +14,11 @@ from tiny_models import VOCAB, make_model, make_trainer, to_peft
 from minitinker import APIError, BadRequestError, reference
 from minitinker.engine import networks
 from minitinker.engine import sampler as sampler_file
+from minitinker.engine.cache import Arena
 from minitinker.engine.request import SampleRequest, Served, Uniforms
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.stopping import StopRule
+from minitinker.model.fused import fused_states
 from minitinker.model.packing import pack_for_cache
 from minitinker.model.transformer import hidden_states
 from minitinker.model.weights import load_base_model
@@ -191,16 +193,19 @@ def test_a_request_gets_the_same_alone_and_among_others_with_other_adapters(
 def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_next(model, snapshots):
     nets = networks.Networks(reference, model[0])
     batch = pack_for_cache([[9, 8, 7, 100]], np.array([0]), np.array([0]))
+    arena = Arena(reference, model[0].config)
+    arena.allocate(4)
     previous = None
-    for snapshot in snapshots[:-1]:
+    for snapshot in snapshots:
         merged = nets.merged([snapshot, snapshot])
         assert previous is None or previous() is None
         assert nets.merged([snapshot]) is merged
-        expected, _ = hidden_states(nets.of([snapshot], np.zeros(4, np.int64)), batch)
-        np.testing.assert_allclose(hidden_states(merged, batch)[0], expected, atol=1e-4)
+        alone = [snapshot] if snapshot else []
+        expected, _ = hidden_states(nets.of(alone, np.zeros(4, np.int64)), batch)
+        np.testing.assert_allclose(fused_states(merged, batch, arena.cache), expected, atol=1e-4)
         previous = weakref.ref(merged)
         del merged
-    assert nets.merged([snapshots[0], snapshots[1]]) is nets.merged([None]) is None
+    assert nets.merged([snapshots[0], snapshots[1]]) is nets.merged([None, snapshots[0]]) is None
 
 
 @pytest.mark.parametrize("which", range(5))

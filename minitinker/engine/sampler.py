@@ -27,6 +27,7 @@ from minitinker.engine.scoring import PromptScores, first_scored, score_prompt, 
 from minitinker.engine.trainer import Snapshot
 from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
+from minitinker.model.fused import fused_states
 from minitinker.model.packing import micro_batches, pack_for_cache
 from minitinker.model.transformer import hidden_states, logits_forward
 from minitinker.model.weights import BaseModel
@@ -303,7 +304,7 @@ class Sampler:
             self._one_core.enter_context(ops.on_one_core())
             self._one_core.callback(setattr, self, "_on_one_core", False)
         merged = None
-        if all(s.request.seed is None and s.tokens and share == 1 for s, share in fed):
+        if all(s.request.seed is None for s, _ in fed):
             merged = self._networks.merged([s.request.snapshot for s, _ in fed])  # no seed asks for no bits
         network = merged or self._networks.of(snapshots, owners)
         for sequence, _ in fed if merged else []:
@@ -319,6 +320,8 @@ class Sampler:
             )
             first = sum(share for _, share in fed[: part.start])
             rows = slice(first, first + len(batch.tokens))
+            if merged:
+                return fused_states(merged, batch, cache)
             return hidden_states(network.part(rows), batch, cache)[0]
 
         return self._in_one(ops.side_by_side(pass_through, parts))

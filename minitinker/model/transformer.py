@@ -75,12 +75,7 @@ def hidden_states(
     a small part of the memory.
     """
     config, ops = net.config, net.ops
-    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    places = Places(
-        rope=ops.rope_table(ops.array(batch.positions), ops.array(frequencies)),
-        plan=ops.attention_plan(batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths),
-        cache_rows=None if cache is None else ops.array(batch.cache_rows),
-    )
+    places = places_of(net, batch, cached=cache is not None)
     x = ops.embedding(ops.array(batch.tokens), net.weights[EMBEDDING])
     saved_layers = []
     for i in range(config.num_hidden_layers):
@@ -88,8 +83,18 @@ def hidden_states(
         if keep:
             saved_layers.append(x if recompute else saved_layer)
         x = y
-    h, saved_norm = _norm_forward(net, "model.norm", x)
+    h, saved_norm = norm_forward(net, "model.norm", x)
     return h, (saved_layers, saved_norm, places, recompute)
+
+
+def places_of(net: Network, batch: Packed, cached: bool) -> Places:
+    config, ops = net.config, net.ops
+    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return Places(
+        rope=ops.rope_table(ops.array(batch.positions), ops.array(frequencies)),
+        plan=ops.attention_plan(batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths),
+        cache_rows=ops.array(batch.cache_rows) if cached else None,
+    )
 
 
 def hidden_states_backward(net: Network, dh: Array, saved: Any, grads: Grads) -> None:
@@ -134,7 +139,7 @@ def top_logprobs(net: Network, h: Array, k: int) -> list[list[tuple[int, float]]
 
 def logits_forward(net: Network, h: Array) -> tuple[Array, Any]:
     """h: (tokens, hidden_size) -> logits: (tokens, vocab). Meant for a chunk of tokens at a time."""
-    return _linear_forward(net, "lm_head", h)
+    return linear_forward(net, "lm_head", h)
 
 
 def logits_backward(net: Network, dlogits: Array, saved: Any, grads: Grads) -> Array:
@@ -172,17 +177,17 @@ def _attention_forward(
     cache: tuple[Array, Array] | None,
 ) -> tuple[Array, Any]:
     config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
-    h, saved_norm = _norm_forward(net, f"{layer}.input_layernorm", x)
-    q, saved_q = _linear_forward(net, f"{attn}.q_proj", h)
-    k, saved_k = _linear_forward(net, f"{attn}.k_proj", h)
-    v, saved_v = _linear_forward(net, f"{attn}.v_proj", h)
+    h, saved_norm = norm_forward(net, f"{layer}.input_layernorm", x)
+    q, saved_q = linear_forward(net, f"{attn}.q_proj", h)
+    k, saved_k = linear_forward(net, f"{attn}.k_proj", h)
+    v, saved_v = linear_forward(net, f"{attn}.v_proj", h)
     q = q.reshape(-1, config.num_attention_heads, config.head_dim)
     k = k.reshape(-1, config.num_key_value_heads, config.head_dim)
     v = v.reshape(-1, config.num_key_value_heads, config.head_dim)
     saved_q_norm = saved_k_norm = None
     if config.qk_norm:
-        q, saved_q_norm = _norm_forward(net, f"{attn}.q_norm", q)
-        k, saved_k_norm = _norm_forward(net, f"{attn}.k_norm", k)
+        q, saved_q_norm = norm_forward(net, f"{attn}.q_norm", q)
+        k, saved_k_norm = norm_forward(net, f"{attn}.k_norm", k)
     q, saved_q_rope = ops.rope_forward(q, *places.rope)
     k, saved_k_rope = ops.rope_forward(k, *places.rope)
     if cache is not None:
@@ -190,7 +195,7 @@ def _attention_forward(
         k, v = cache
     o, saved_attention = ops.attention_forward(q, k, v, places.plan, config.head_dim**-0.5)
     o = o.reshape(-1, config.num_attention_heads * config.head_dim)
-    y, saved_o = _linear_forward(net, f"{attn}.o_proj", o)
+    y, saved_o = linear_forward(net, f"{attn}.o_proj", o)
     q_saved, k_saved = (saved_q, saved_q_norm, saved_q_rope), (saved_k, saved_k_norm, saved_k_rope)
     return y, (saved_norm, q_saved, k_saved, saved_v, saved_attention, saved_o)
 
@@ -216,11 +221,11 @@ def _attention_backward(net: Network, layer: str, dy: Array, saved: Any, grads: 
 
 def _mlp_forward(net: Network, layer: str, x: Array) -> tuple[Array, Any]:
     mlp = f"{layer}.mlp"
-    h, saved_norm = _norm_forward(net, f"{layer}.post_attention_layernorm", x)
-    gate, saved_gate = _linear_forward(net, f"{mlp}.gate_proj", h)
-    up, saved_up = _linear_forward(net, f"{mlp}.up_proj", h)
+    h, saved_norm = norm_forward(net, f"{layer}.post_attention_layernorm", x)
+    gate, saved_gate = linear_forward(net, f"{mlp}.gate_proj", h)
+    up, saved_up = linear_forward(net, f"{mlp}.up_proj", h)
     mixed, saved_swiglu = net.ops.swiglu_forward(gate, up)
-    y, saved_down = _linear_forward(net, f"{mlp}.down_proj", mixed)
+    y, saved_down = linear_forward(net, f"{mlp}.down_proj", mixed)
     return y, (saved_norm, saved_gate, saved_up, saved_swiglu, saved_down)
 
 
@@ -234,11 +239,11 @@ def _mlp_backward(net: Network, layer: str, dy: Array, saved: Any, grads: Grads)
     return net.ops.rms_norm_backward(dh, saved_norm)
 
 
-def _norm_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
+def norm_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
     return net.ops.rms_norm_forward(x, net.weights[f"{name}.weight"], net.config.rms_norm_eps)  # type: ignore
 
 
-def _linear_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
+def linear_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
     a, b = net.lora.get(name, (None, None))
     tied = name == "lm_head" and "lm_head.weight" not in net.weights
     w = net.weights[EMBEDDING if tied else f"{name}.weight"]
