@@ -4,6 +4,8 @@ Coordinates i and i + head_dim/2 of a head form a pair, turned by the angle posi
 
 forward    y1 = x1 cos - x2 sin        y2 = x2 cos + x1 sin
 backward   the turn is orthogonal, so the gradient is turned back: the same with -sin
+
+A table holds what each coordinate is multiplied with, (cos, cos), and what its partner is, (-sin, sin).
 """
 
 from typing import Any
@@ -19,9 +21,9 @@ BLOCK_PAIRS = 1024  # pairs per program, of whole heads: no sum is formed, so an
 
 
 def rope_table(positions: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """positions: (tokens,), frequencies: (head_dim / 2,) -> cos, sin: (tokens, head_dim / 2) float32."""
+    """positions: (tokens,), frequencies: (head_dim / 2,) -> cos, sin: (tokens, head_dim) float32."""
     tokens, half = len(positions), len(frequencies)
-    cos = torch.empty((tokens, half), dtype=torch.float32, device=positions.device)
+    cos = torch.empty((tokens, 2 * half), dtype=torch.float32, device=positions.device)
     sin = torch.empty_like(cos)
     grid = (triton.cdiv(tokens * half, BLOCK_ANGLES),)
     positions, frequencies = positions.contiguous(), frequencies.contiguous()
@@ -35,12 +37,16 @@ def _table_kernel(positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, n, half, BLO
     position = tl.load(positions_ptr + i // half, i < n, 0).to(tl.float64)
     frequency = tl.load(frequencies_ptr + i % half, i < n, 0).to(tl.float64)
     angle = position * frequency  # in float64: at position 100,000 an angle in float32 is off by 0.004
-    tl.store(cos_ptr + i, tl.cos(angle).to(tl.float32), i < n)
-    tl.store(sin_ptr + i, tl.sin(angle).to(tl.float32), i < n)
+    cos, sin = tl.cos(angle).to(tl.float32), tl.sin(angle).to(tl.float32)
+    first = i + i // half * half
+    tl.store(cos_ptr + first, cos, i < n)
+    tl.store(cos_ptr + first + half, cos, i < n)
+    tl.store(sin_ptr + first, -sin, i < n)
+    tl.store(sin_ptr + first + half, sin, i < n)
 
 
 def rope_forward(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """x: (tokens, heads, head_dim), cos and sin: (tokens, head_dim / 2) -> y: like x."""
+    """x: (tokens, heads, head_dim), cos and sin: (tokens, head_dim) -> y: like x."""
     cos, sin = cos.contiguous(), sin.contiguous()
     return _turn(x, cos, sin, 1), (cos, sin)
 
@@ -80,9 +86,9 @@ def _turn_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_HALF)
     inside = (row[:, None] < rows) & (column[None, :] < HALF)
-    angle = (row // heads)[:, None] * HALF + column[None, :]  # all heads of a token alike
+    angle = (row // heads)[:, None] * (2 * HALF) + column[None, :]  # all heads of a token alike
     cos = tl.load(cos_ptr + angle, inside, 0).to(SUM)
-    sin = SIGN * tl.load(sin_ptr + angle, inside, 0).to(SUM)
+    sin = SIGN * tl.load(sin_ptr + angle + HALF, inside, 0).to(SUM)
     first = row[:, None] * (2 * HALF) + column[None, :]
     x1 = tl.load(x_ptr + first, inside, 0).to(SUM)
     x2 = tl.load(x_ptr + first + HALF, inside, 0).to(SUM)

@@ -47,7 +47,7 @@ PART = 448
 MOST_PADDING = 4  # rows that many adapters' product may take for each one that has an adapter
 FEW = 32  # rows up to which copying the weight takes longer than multiplying
 PANEL = 64  # columns of W^T that stay in a core's cache while few rows are multiplied with them
-SHARED = 10_000_000  # multiplications from which waking other cores for a product of few rows takes less time than it saves
+SHARED = 10_000_000  # multiplications of a product of few rows from which waking other cores pays
 
 
 def lora_linear_forward(

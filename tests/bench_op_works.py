@@ -112,17 +112,15 @@ class Maker:
         positions = kernels.array(np.arange(s.tokens))
         frequencies = kernels.array(10_000.0 ** -np.linspace(0, 1, s.head_dim // 2, endpoint=False))
         cos, sin = kernels.rope_table(positions, frequencies)
+        halves = [x[:, s.head_dim // 2 :] for x in (cos, sin)]
 
         def turn(x: torch.Tensor) -> torch.Tensor:
-            x1, x2 = x.chunk(2, dim=-1)
-            turned = torch.cat(
-                [x1 * cos[:, None] - x2 * sin[:, None], x2 * cos[:, None] + x1 * sin[:, None]], -1
-            )
-            return turned.to(x.dtype)
+            (x1, x2), (c, s) = x.chunk(2, dim=-1), (half[:, None] for half in halves)
+            return torch.cat([x1 * c - x2 * s, x2 * c + x1 * s], -1).to(x.dtype)
 
         others = self.torchs(lambda q, k: (turn(q), turn(k)))
         if liger := installed("liger_kernel.transformers.functional"):
-            wide = [torch.cat([x, x], -1)[None] for x in (cos, sin)]
+            wide = [torch.cat([half, half], -1)[None] for half in halves]
 
             def liger_turn(q: torch.Tensor, k: torch.Tensor) -> list[torch.Tensor]:
                 turned = liger.liger_rope(q[None].transpose(1, 2), k[None].transpose(1, 2), *wide)
@@ -132,7 +130,7 @@ class Maker:
         saved = kernels.rope_forward(q, cos, sin)[1]
         forward = [Contender(OURS, lambda _: [kernels.rope_forward(x, cos, sin)[0] for x in (q, k)])]
         backward = [Contender(OURS, lambda _: [kernels.rope_backward(dx, saved) for dx in (dq, dk)])]
-        moved = 2 * size(q, k) + 2 * size(cos, sin)
+        moved = 2 * size(q, k) + 2 * size(*halves)
         return both("rope", forward, backward, others, [q, k], [dq, dk], (moved, moved))
 
     def swiglu(self) -> list[Work]:

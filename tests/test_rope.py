@@ -25,16 +25,22 @@ shapes = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 8).map(l
 
 
 def draw(seed, shape):
-    """x: (tokens, heads, head_dim), and the cosines and sines of any angles, float64."""
+    """x: (tokens, heads, head_dim), and the table of any angles, float64."""
     rng = np.random.default_rng(seed)
     tokens, _, head_dim = shape
-    angles = rng.uniform(-np.pi, np.pi, (tokens, head_dim // 2))
-    return rng.standard_normal(shape), np.cos(angles), np.sin(angles)
+    return rng.standard_normal(shape), *table(rng.uniform(-np.pi, np.pi, (tokens, head_dim // 2)))
+
+
+def table(angles):
+    """cos and sin of angles: (tokens, head_dim / 2), as a table holds them: (tokens, head_dim)."""
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)
 
 
 def torch_rope(x, cos, sin):
     x1, x2 = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
+    half = x.shape[-1] // 2
+    cos, sin = cos[:, None, half:], sin[:, None, half:]
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
 
 
@@ -76,7 +82,7 @@ def test_the_product_of_a_query_and_a_key_depends_only_on_how_far_they_are_apart
 
     def product(positions):
         angles = positions[:, None] * frequencies
-        y, _ = forward(ops, "rope", x, np.cos(angles), np.sin(angles))
+        y, _ = forward(ops, "rope", x, *table(angles))
         return float((y[0] * y[1]).sum())
 
     near, far = product(np.array([0, 7])), product(np.array([shift, shift + 7]))
@@ -97,7 +103,8 @@ def test_table_and_turn_are_those_of_transformers(ops, head_dim, theta, llama3):
     their_x = torch.tensor(x).transpose(0, 1)[None]
     their_y = apply_rotary_pos_emb(their_x, their_x, their_cos, their_sin)[0][0].transpose(0, 1)
     half = head_dim // 2
-    for ours, theirs in [(cos, their_cos[0, :, :half]), (sin, their_sin[0, :, :half]), (y, their_y)]:
+    their_sin[..., :half] *= -1
+    for ours, theirs in [(cos, their_cos[0]), (sin, their_sin[0]), (y, their_y)]:
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-4)
 
@@ -105,6 +112,5 @@ def test_table_and_turn_are_those_of_transformers(ops, head_dim, theta, llama3):
 def test_the_table_is_exact_at_far_positions(ops):
     positions, frequencies = np.array([0, 1, 8191, 131_071]), np.array([1.0, 0.3, 1e-5])
     cos, sin = (ops.to_numpy(x) for x in ops.rope_table(*on(ops, [positions, frequencies])))
-    angles = positions[:, None] * frequencies
-    np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=np.finfo(np.float32).eps)
-    np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=np.finfo(np.float32).eps)
+    for actual, expected in zip((cos, sin), table(positions[:, None] * frequencies), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=np.finfo(np.float32).eps)

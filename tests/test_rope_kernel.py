@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import backward, check_equals_reference, forward, in_each_dtype, on, seeds
 from poisoned import poisoned
-from test_rope import torch_rope
+from test_rope import table, torch_rope
 
 from minitinker import kernels, reference
 
@@ -20,7 +20,7 @@ def draw(seed, tokens, heads, head_dim):
     rng = np.random.default_rng(seed)
     angles = rng.uniform(-np.pi, np.pi, (tokens, head_dim // 2))
     x = rng.standard_normal((tokens, heads, head_dim), np.float32)
-    return x, np.cos(angles, dtype=np.float32), np.sin(angles, dtype=np.float32)
+    return x, *(part.astype(np.float32) for part in table(angles))
 
 
 def answers(x, cos, sin, dtype="float32"):

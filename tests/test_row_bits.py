@@ -16,6 +16,7 @@ OPENBLAS = any(
     (library["internal_api"], library.get("architecture")) == ("openblas", "SkylakeX")
     for library in threadpool_info()
 )
+ROUNDING = 0 if OPENBLAS else 1e-5  # what rows may differ by from the same ones among others
 pytestmark = pytest.mark.skipif(not OPENBLAS, reason="BLAS is not OpenBLAS with AVX-512")
 
 

@@ -17,6 +17,7 @@ from minitinker.model.weights import BaseModel
 
 Array = Any
 
+HEAD = "lm_head.weight"
 # Of a base model that is small enough for a second copy, laid out for few rows, and a third with an adapter merged in.
 COPY_BYTES = 256 << 20
 ROUND = 16  # ranks come in such numbers, filled up with zeros: the reference's products keep their bits then
@@ -41,10 +42,10 @@ class Networks:
         ops, linears = self._ops, {}
         if self._copies:
             for name, w in self._placed.items():
-                if name.endswith("_proj.weight") or name == "lm_head.weight":
+                if name.endswith("_proj.weight") or name == HEAD:
                     linears[name] = w
         if self._config.tie_word_embeddings and not ops.BATCH_INVARIANT:
-            linears["lm_head.weight"] = self._placed[EMBEDDING]
+            linears[HEAD] = self._placed[EMBEDDING]
         return self._placed | {name: ops.lora_panels(w) for name, w in linears.items()}
 
     def of(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> Network:
@@ -62,7 +63,7 @@ class Networks:
     def merged(self, snapshots: list[Snapshot | None]) -> Network | None:
         """A network for `fused_states` with the one adapter of all rows, formed into the weights once for many steps;
         None where there are more, or that has no use. It rounds otherwise than `of`, as training does, and takes half
-        the time to decode. The head is the base's."""
+        the time to decode."""
         ops, snapshot = self._ops, snapshots[0]
         if not self._copies or any(other is not snapshot for other in snapshots):
             return None
@@ -71,13 +72,15 @@ class Networks:
             weights = dict(self._placed)
             lora = views(snapshot.spec, snapshot.flat) if snapshot else {}
             nothing = [None] * 5
+            if self._config.tie_word_embeddings:
+                weights[HEAD] = weights[EMBEDDING]
             for name, (a, b) in lora.items():
-                if snapshot and name != "lm_head":  # W'^T = W^T + A^T (s B)^T
+                if snapshot is not None:  # W'^T = W^T + A^T (s B)^T
                     w, _ = ops.lora_linear_forward(a[0].T, b[0] * snapshot.spec.scale, *nothing)
                     w += weights[f"{name}.weight"].T
                     weights[f"{name}.weight"] = w.T
             weights = fuse(self._config, weights)
-            for name in [name for name in weights if name.endswith("_proj.weight")]:
+            for name in [name for name in weights if name.endswith("_proj.weight") or name == HEAD]:
                 weights[name] = ops.lora_panels(weights[name])
             self._merged = snapshot, Network(ops, self._config, weights)
         return self._merged[1]

@@ -13,6 +13,7 @@ import math
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import Event
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,7 @@ from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
 from minitinker.model.fused import fused_states
 from minitinker.model.packing import micro_batches, pack_for_cache
-from minitinker.model.transformer import hidden_states, logits_forward
+from minitinker.model.transformer import Network, hidden_states, logits_forward
 from minitinker.model.weights import BaseModel
 from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
 
@@ -63,15 +64,15 @@ class _Sequence:
     active: _Active
     sample: int
     uniforms: Uniforms
+    request: SampleRequest = field(init=False)
     region: Region | None = None
     done: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[TopkLogprobs] = field(default_factory=list)  # of one token each
 
-    @property
-    def request(self) -> SampleRequest:
-        return self.active.request
+    def __post_init__(self) -> None:
+        self.request = self.active.request
 
     @property
     def age(self) -> tuple[int, int]:
@@ -104,6 +105,7 @@ class Sampler:
         self._waiting: list[_Sequence] = []  # without a region, in the order of age
         self._running: list[_Sequence] = []
         self._requests_so_far = self._samples_so_far = 0
+        self._some_ended = Event()  # of the futures: set by whichever thread answers or cancels one
         self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
 
     @property
@@ -116,6 +118,8 @@ class Sampler:
         seed = secrets.randbits(64) if request.seed is None else request.seed
         active = _Active(request, seed, self._requests_so_far)
         self._requests_so_far += 1
+        some_ended = self._some_ended  # the future shall not keep the sampler
+        request.future.add_done_callback(lambda _: some_ended.set())
         self._waiting.append(_Sequence(active, 0, Uniforms(seed, 0)))
 
     def cancel_all(self) -> None:
@@ -190,8 +194,7 @@ class Sampler:
         known = len(text) - 1  # the last one's state is what the next token is drawn from
         if sequence.active.scores is None:
             known = min(known, first_scored(request))
-        exact = request.seed is not None
-        sequence.region = self._regions.take(text, rows, request.snapshot, known, exact)
+        sequence.region = self._regions.take(text, rows, request.snapshot, known, _asks_for_bits(request))
         if sequence.region is not None:
             sequence.done = sequence.region.done
         return sequence.region is not None
@@ -264,21 +267,25 @@ class Sampler:
         owners = np.repeat(
             [place(snapshots, s.request.snapshot) for s, _ in fed], [share for _, share in fed]
         )
-        h = self._states(fed, snapshots, owners)
+        network, h = self._states(fed, snapshots, owners)
         drawing: list[_Sequence] = []
         rows: list[int] = []
         end = 0
         for sequence, share in fed:
             end += share
-            self._note_states(sequence, h[end - share : end], snapshots)
+            if sequence.region is not None:
+                self._note_region(sequence.region, sequence, share)
+            if sequence.active.scores is None:
+                self._note_states(sequence, h[end - share : end], snapshots)
             sequence.done += share
             if sequence.done == sequence.length:
                 drawn = self._split(sequence)
                 drawing += drawn
                 rows += [end - 1] * len(drawn)
         if drawing:
-            last = self._ops.embedding(self._ops.array(np.array(rows)), h)
-            logits, _ = logits_forward(self._networks.of(snapshots, owners[rows]), last)
+            of_these = np.array(rows)
+            last = self._ops.embedding(self._ops.array(of_these), h)
+            logits, _ = logits_forward(network or self._networks.of(snapshots, owners[of_these]), last)
             self._draw(drawing, logits)
             for sequence in drawing:
                 if math.isnan(sequence.logprobs[-1]):
@@ -289,8 +296,9 @@ class Sampler:
 
     def _states(
         self, fed: list[tuple[_Sequence, int]], snapshots: list[Snapshot], owners: NDArray[np.int64]
-    ) -> Array:
-        """The final states of all tokens fed, (tokens, hidden_size). owners: (tokens,), as in Networks.of."""
+    ) -> tuple[Network | None, Array]:
+        """The network for all rows, if there is one; the final states of all tokens fed, (tokens, hidden_size). owners:
+        (tokens,), as in Networks.of."""
         ops, cache = self._ops, self._regions.arena.cache
         parts = [range(len(fed))]
         large = len(owners) * self._base.config.hidden_size >= SMALL
@@ -304,8 +312,8 @@ class Sampler:
             self._one_core.enter_context(ops.on_one_core())
             self._one_core.callback(setattr, self, "_on_one_core", False)
         merged = None
-        if all(s.request.seed is None for s, _ in fed):
-            merged = self._networks.merged([s.request.snapshot for s, _ in fed])  # no seed asks for no bits
+        if not any(_asks_for_bits(s.request) for s, _ in fed):
+            merged = self._networks.merged([s.request.snapshot for s, _ in fed])
         network = merged or self._networks.of(snapshots, owners)
         for sequence, _ in fed if merged else []:
             if sequence.region is not None:
@@ -324,16 +332,17 @@ class Sampler:
                 return fused_states(merged, batch, cache)
             return hidden_states(network.part(rows), batch, cache)[0]
 
-        return self._in_one(ops.side_by_side(pass_through, parts))
+        return merged, self._in_one(ops.side_by_side(pass_through, parts))
+
+    @staticmethod
+    def _note_region(region: Region, sequence: _Sequence, share: int) -> None:
+        """Of the tokens just fed, how many are of the region's text, and by the same weights."""
+        region.pure = region.pure and region.is_of(sequence.request.snapshot)
+        region.done = min(sequence.done + share, len(region.text))
 
     def _note_states(self, sequence: _Sequence, h: Array, snapshots: list[Snapshot]) -> None:
         """h: (tokens, hidden_size), the states of the tokens just fed, for what is asked about the prompt."""
-        region, active, request = sequence.region, sequence.active, sequence.request
-        if region is not None:
-            region.pure = region.pure and region.is_of(request.snapshot)
-            region.done = min(sequence.done + len(h), len(region.text))
-        if active.scores is not None:
-            return
+        active, request = sequence.active, sequence.request
         end, first = sequence.done + len(h), first_scored(request)
         if end > first:
             active.states.append(h[max(first - sequence.done, 0) :])
@@ -447,11 +456,12 @@ class Sampler:
 
     def _forget_answered(self) -> None:
         """Give back the places of requests that were cancelled or failed."""
+        if not self._some_ended.is_set():
+            return
+        self._some_ended.clear()
         everyone = [*self._waiting, *self._running]
         # Each is asked once, since it may be cancelled at any moment.
         gone = {active for active in {s.active for s in everyone} if active.request.future.done()}
-        if not gone:
-            return
         for sequence in everyone:
             if sequence.active in gone:
                 self._give_back(sequence)
@@ -460,6 +470,11 @@ class Sampler:
                 settle(active.request.future)  # so that concurrent.futures.wait hears of it
         self._waiting = [s for s in self._waiting if s.active not in gone]
         self._running = [s for s in self._running if s.active not in gone]
+
+
+def _asks_for_bits(request: SampleRequest) -> bool:
+    """Whether the same shall come out again to the last bit: by a seed, and of what is said about a prompt."""
+    return request.seed is not None or first_scored(request) < len(request.prompt)
 
 
 def _fail_for_nan(active: _Active) -> None:

@@ -82,6 +82,8 @@ def filled(lengths: Sequence[int], most: int) -> list[range]:
 
 def _count_up(starts: Index, lengths: Index) -> Index:
     """start, start + 1, ... for each sequence, end to end: (sum of lengths,)."""
+    if (lengths == 1).all():
+        return starts
     ends = np.cumsum(lengths)
     rows: Index = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
     return rows
