@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .products import GROUP, in_groups, instructions
+
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
 
@@ -152,7 +154,8 @@ def _padded(blocks: list[tuple[int, int, int, int]]) -> Blocks:
     q_firsts, rows, k_firsts, seen = np.array(blocks).T[..., None]  # (blocks, 1)
     sizes = [(rows, seen) for _, rows, _, seen in blocks]
     most, most_seen = max(rows for rows, _ in sizes), max(seen for _, seen in sizes)
-    row, key = np.arange(1 if most == 1 else -(-most // ROUND) * ROUND), np.arange(most_seen)
+    row = np.arange(1 if most == 1 else -(-most // ROUND) * ROUND)
+    key = np.arange(-(-most_seen // GROUP) * GROUP if instructions() == "AVX2" else most_seen)
     own_row = np.minimum(row, rows - 1)
     queries = q_firsts + own_row
     keys = k_firsts + np.minimum(key, seen - 1)
@@ -191,10 +194,11 @@ def _scores(q: Array, k: Array, block: Blocks, scale: float) -> tuple[Array, Arr
     k_block = k.take(block.keys, axis=0).swapaxes(1, 2)  # (blocks, kv_heads, keys, head_dim)
     q_columns = _columns(q, k.shape[1], block, scale)
     scores: Array
-    if q_columns.shape[-1] % ROUND == 0:
+    if q_columns.shape[-1] % ROUND == 0 and instructions() != "AVX2":
         scores = k_block @ q_columns
     else:
-        scores = q_columns.swapaxes(-1, -2) @ k_block.swapaxes(-1, -2)
+        q_rows, k_columns = q_columns.swapaxes(-1, -2), k_block.swapaxes(-1, -2)
+        scores = in_groups(q_rows, k_columns) if instructions() == "AVX2" else q_rows @ k_columns
         # All columns in one row of memory: few at a time, NumPy's maxima and sums would be slow.
         scores = np.ascontiguousarray(scores.transpose(3, 0, 1, 2)).transpose(1, 2, 0, 3)
     blocks, kv_heads, keys, _ = scores.shape
@@ -209,7 +213,8 @@ def _weighted(p: Array, v: Array) -> tuple[Array, Array]:
     """P V and the sums of P's rows. p: P^T: (blocks, kv_heads, keys, n), v: (blocks, kv_heads, keys, head_dim)
     -> (blocks, kv_heads, n, head_dim), (blocks, kv_heads, 1, n)."""
     tiles = [slice(first, first + KEY_TILE) for first in range(0, p.shape[2], KEY_TILE)]
-    out = reduce(np.add, [p[:, :, tile].swapaxes(-1, -2) @ v[:, :, tile] for tile in tiles])
+    multiply = in_groups if instructions() == "AVX2" else np.matmul
+    out = reduce(np.add, [multiply(p[:, :, tile].swapaxes(-1, -2), v[:, :, tile]) for tile in tiles])
     return out, reduce(np.add, [p[:, :, tile].sum(axis=-2, keepdims=True) for tile in tiles])
 
 

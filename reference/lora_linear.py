@@ -19,35 +19,22 @@ For a high rank on a small layer the gradients are cheaper through dW', too:
 These are the same functions; `_merging_pays` and `_dw_pays` count.
 
 Where each row's adapter is given, as in sampling, W' is never formed, and a row's bits are the same among any other
-rows: see `_times`.
+rows: products.py.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from threadpoolctl import threadpool_info
 
-from .side_by_side import side_by_side, width
+from .products import as_panels, at_once, times
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
 
-# What OpenBLAS (0.3.31, with AVX-512) does, as `_times` follows it: products of so few multiplications are formed
-# without copying the operands first, the columns beyond a multiple of 16 in another way; larger ones are summed over
-# d_in in parts of 448.
-ARCHITECTURE = "SkylakeX"
-UNPACKED = 1_000_000
-ROUND = 16
-PART = 448
 MOST_PADDING = 4  # rows that many adapters' product may take for each one that has an adapter
-FEW = 32  # rows up to which copying the weight takes longer than multiplying
-PANEL = 64  # columns of W^T that stay in a core's cache while few rows are multiplied with them
-SHARED = 10_000_000  # multiplications of a product of few rows from which waking other cores pays
 
 
 def lora_linear_forward(
@@ -66,8 +53,10 @@ def lora_linear_forward(
     adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row.
     """
     merged = xa = None
-    if a is None or b is None or scale is None:
-        y = _times_base(x, w)
+    if adapter is None and (a is None or b is None or scale is None):
+        y = at_once(x, w.T) if w.ndim == 2 else times(x, w)
+    elif a is None or b is None or scale is None:
+        y = times(x, w.T if w.ndim == 2 else w)
     elif adapter is None and _merging_pays(len(x), a, b):
         merged = _merge(w, a, b, scale)
         y = x @ merged.T
@@ -76,17 +65,17 @@ def lora_linear_forward(
         xa = _scaled(x @ a[0].T, scale[0])  # (tokens, rank): s x A^T
         y += xa @ b[0].T
     else:
-        y, rows = _times_base(x, w), _rows(adapter.tobytes())
+        y, rows = times(x, w.T if w.ndim == 2 else w), _rows(adapter.tobytes())
         if rows.alone:
-            y += _times(_scaled(_times(x, a[0].T), scale[0]), b[0].T)
+            y += times(_scaled(times(x, a[0].T), scale[0]), b[0].T)
         elif rows.table is None:
             for i, own in rows.each:
-                y[own] += _times(_scaled(_times(x[own], a[i].T), scale[i]), b[i].T)
+                y[own] += times(_scaled(times(x[own], a[i].T), scale[i]), b[i].T)
         else:
             used = slice(rows.first, rows.first + len(rows.table))
-            narrow = _times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))  # (adapters, most, rank)
+            narrow = times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))  # (adapters, most, rank)
             narrow *= scale[used, None, None]
-            wide = _times(narrow, b[used].swapaxes(-1, -2))
+            wide = times(narrow, b[used].swapaxes(-1, -2))
             y[rows.listed] += wide.reshape(-1, wide.shape[-1]).take(rows.places, axis=0)
     if bias is not None:
         y += bias
@@ -124,19 +113,10 @@ def lora_weight(w: Array, dtype: DTypeLike = "float32", device: str | None = Non
 
 
 def lora_panels(w: Array) -> Array:
-    """A frozen W: (d_out, d_in) as it lies best for sampling: W^T in panels of 64 columns, (d_out / 64, d_in, 64); as
-    `lora_weight` lays it where that cannot be, or BLAS is another. With few rows the product takes half the time, which
-    is that of reading W."""
-    d_out, d_in = w.shape
-    if d_out % PANEL > 0 or not _blas_is_as_described():
-        return lora_weight(w, w.dtype)
-    return np.ascontiguousarray(w.T.reshape(d_in, -1, PANEL).swapaxes(0, 1))
-
-
-@lru_cache
-def _blas_is_as_described() -> bool:
-    """Whether the products follow it, for the sake of a row's bits; with another BLAS they are formed as they come."""
-    return any(library.get("architecture") == ARCHITECTURE for library in threadpool_info())
+    """A frozen W: (d_out, d_in) as it lies best for sampling: as `as_panels` lays it, or as `lora_weight` does where
+    panels have no use."""
+    panels = as_panels(w)
+    return lora_weight(w, w.dtype) if panels is None else panels
 
 
 def _merge(w: Array, a: Array, b: Array, scale: Array) -> Array:
@@ -193,94 +173,11 @@ def _rows(adapter: bytes) -> _Rows:
         (int(i) + first, listed[ends[i] - counts[i] : ends[i]]) for i in np.flatnonzero(counts)
     ]
     # The nth row of an adapter; two at least, since BLAS has another function for a single one.
-    nth = np.arange(max(2 if _blas_is_as_described() else 1, counts.max(initial=0)))
+    nth = np.arange(max(2, counts.max(initial=0)))
     if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
         return _Rows(each, False, first, None, listed, listed)
     table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
     return _Rows(each, False, first, table, listed, np.flatnonzero(nth < counts[:, None]))
-
-
-def _times_base(x: Array, w: Array) -> Array:
-    """x W^T: x: (rows, d_in), w: (d_out, d_in) or its panels -> (rows, d_out), with the same bits for both."""
-    if w.ndim == 2:
-        return _times(x, w.T)
-    if len(x) == 1:
-        return _times_base(np.repeat(x, 2, axis=0), w)[:1]
-    y = np.empty((len(x), len(w), PANEL), x.dtype)
-    panels = y.swapaxes(0, 1)
-    first, *others = _parts(x.shape[1])
-
-    def multiply(some: slice) -> None:
-        np.matmul(x[:, first], w[some, first], out=panels[some])
-        for part in others:
-            panels[some] += x[:, part] @ w[some, part]
-
-    _share(multiply, len(w), len(x) * w.size)
-    return y.reshape(len(x), len(w) * PANEL)
-
-
-def _times(x: Array, wt: Array) -> Array:
-    """x @ wt: x: (..., rows, d_in), wt: (..., d_in, d_out), as fast with few rows as with many, and with the same
-    bits of a row among any others, where wt lies row by row and BLAS is the OpenBLAS described above."""
-    (rows, d_in), d_out = x.shape[-2:], wt.shape[-1]
-    if wt.strides[-1] != wt.itemsize or not _blas_is_as_described():
-        return _at_once(x, wt)
-    if rows == 1:  # BLAS has another function for a single one
-        return _times(np.repeat(x, 2, axis=-2), wt)[..., :1, :]
-    rest = d_out % ROUND if d_out % ROUND != 1 or d_out == 1 else ROUND + 1
-    if rest > 0:
-        columns = np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
-        last = _in_parts(columns, wt[..., d_out - rest :])
-        return last if rest == d_out else np.concatenate([_times(x, wt[..., : d_out - rest]), last], axis=-1)
-    if wt.ndim > 2 and d_in <= PART:
-        return _at_once(x, wt)
-    if wt.ndim > 2 or rows > FEW or rows * d_in * d_out <= UNPACKED:
-        return _in_parts(x, wt)
-    width = max(ROUND, UNPACKED // (rows * min(d_in, PART)) // ROUND * ROUND)
-    starts = range(0, d_out, width)
-    return np.concatenate([_in_parts(x, wt[:, start : start + width]) for start in starts], axis=-1)
-
-
-def _at_once(x: Array, wt: Array) -> Array:
-    """x @ wt, by several cores where it is few rows of much: each has some of the columns, or some of the adapters."""
-    work = x.shape[-2] * wt.size
-    if work < SHARED or (wt.ndim == 2 and len(x) > FEW):
-        return x @ wt
-    y = np.empty((*x.shape[:-1], wt.shape[-1]), x.dtype)
-    if wt.ndim == 2:
-        _share(lambda some: np.matmul(x, wt[:, some], out=y[:, some]), wt.shape[-1], work)
-    else:
-        _share(lambda some: np.matmul(x[some], wt[some], out=y[some]), len(wt), work)
-    return y
-
-
-def _share(multiply: Callable[[slice], Any], count: int, multiplications: int) -> None:
-    """multiply(some) for all of `count` columns, panels or adapters, by several cores where that takes less time."""
-    cores = min(count, width()) if multiplications >= SHARED else 1
-    cuts = [count * core // cores for core in range(cores + 1)]
-    side_by_side(multiply, [slice(*ends) for ends in pairwise(cuts)])
-
-
-def _in_parts(x: Array, wt: Array) -> Array:
-    """x @ wt, the sum over d_in in parts where BLAS would not do that itself."""
-    rows, d_in = x.shape[-2:]
-    # On several cores BLAS halves a d_in that is no multiple of 32 in another place.
-    large = rows * d_in * wt.shape[-1] > UNPACKED and d_in % (2 * ROUND) == 0
-    if d_in <= PART or large:
-        return x @ wt
-    return reduce(np.add, [x[..., part] @ wt[..., part, :] for part in _parts(d_in)])
-
-
-@lru_cache
-def _parts(d_in: int) -> list[slice]:
-    """d_in as OpenBLAS cuts it: into parts of PART, what remains below twice that into two about equal ones."""
-    parts, first = [], 0
-    while first < d_in:
-        left = d_in - first
-        size = PART if left >= 2 * PART else left if left <= PART else -(-(left // 2) // ROUND) * ROUND
-        parts.append(slice(first, first + size))
-        first += size
-    return parts
 
 
 def _scaled(x: Array, factor: Any) -> Array:

@@ -52,7 +52,9 @@ class Networks:
         """The base with the adapters of the rows; owners: (rows,) index into snapshots, -1 for the base."""
         ops, config = self._ops, self._config
         if not snapshots:
-            return Network(ops, config, self._weights)
+            return Network(
+                ops, config, self._weights, adapter=None if ops.BATCH_INVARIANT else ops.array(owners)
+            )
         if self._stacked[0] != snapshots:
             self._stacked = ([], {}, None)  # the old ones are gone before the new ones are there
             self._stacked = (snapshots, *_stack(ops, snapshots))
