@@ -118,8 +118,8 @@ def test_the_kernels_import_torch_triton_numpy_the_standard_library_and_themselv
     assert {name.split(".")[0] for name in imports(path)} <= allowed
 
 
-def test_the_op_folders_hold_the_same_files():
-    assert [path.name for path in REFERENCE] == [path.name for path in KERNELS]
+def test_the_op_folders_hold_the_same_files_but_for_what_blas_has_to_be_asked():
+    assert [path.name for path in REFERENCE if path.name != "products.py"] == [path.name for path in KERNELS]
 
 
 def test_the_op_folders_have_the_same_functions_with_the_same_parameters():
