@@ -67,11 +67,13 @@ class Plan:
         return self.tables[key]
 
 
-def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index) -> Plan:
+def attention_plan(
+    q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index, exact: bool = False
+) -> Plan:
     """Where each sequence has its queries and its keys, for `attention_forward` of any number of layers.
 
-    All (sequences,) int64: rows of q, and of k and v. Raises ValueError where a sequence has more queries than
-    keys.
+    All (sequences,) int64: rows of q, and of k and v. exact: whether a query shall have its bits among any others,
+    which here it always has. Raises ValueError where a sequence has more queries than keys.
     """
     for i in np.flatnonzero(q_lengths > k_lengths):
         raise ValueError(

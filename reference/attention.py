@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .products import GROUP, in_groups, instructions
+from .products import GROUP, instructions, times_in_groups
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
@@ -48,7 +48,8 @@ class Blocks:
     queries: (blocks, rows), rows of q. keys: (blocks, keys), the rows of k and v that the last of these sees. Both
     are padded with their last, so that nothing of another sequence, NaN say, is ever read. sizes: queries and
     keys without padding. padding: (blocks or 1, rows), where queries are padded. mask: (blocks or 1, last keys, 1,
-    rows), -inf where a query does not see a key and 0 where it does; all queries see the keys before.
+    rows), -inf where a query does not see a key and 0 where it does; all queries see the keys before. in_groups:
+    whether products are formed as `times_in_groups` does.
     """
 
     queries: Index
@@ -56,6 +57,7 @@ class Blocks:
     sizes: list[tuple[int, int]]
     padding: NDArray[np.bool_]
     mask: Array
+    in_groups: bool
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,13 @@ class Plan:
         return bool((self.k_ends[order][:-1] > self.k_starts[order][1:]).any())
 
 
-def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index) -> Plan:
+def attention_plan(
+    q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index, exact: bool = False
+) -> Plan:
     """Where each sequence has its queries and its keys, for `attention_forward` of any number of layers.
 
-    All (sequences,) int64: rows of q, and of k and v. Raises ValueError where a sequence has more queries than
-    keys.
+    All (sequences,) int64: rows of q, and of k and v. exact: whether a query shall have its bits, as above, where that
+    takes longer: with AVX2. Raises ValueError where a sequence has more queries than keys.
     """
     for i in np.flatnonzero(q_lengths > k_lengths):
         raise ValueError(
@@ -92,7 +96,9 @@ def attention_plan(q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths
             shape = (0, seen.bit_length()) if rows == 1 else (-(-rows // ALIKE), -(-seen // ALIKE))
             alike[shape].append((q_start + first, rows, k_start, seen))
     some = q_lengths > 0
-    return Plan([_padded(blocks) for blocks in alike.values()], k_starts[some], (k_starts + k_lengths)[some])
+    in_groups = exact and instructions() == "AVX2"
+    blocks = [_padded(blocks, in_groups) for blocks in alike.values()]
+    return Plan(blocks, k_starts[some], (k_starts + k_lengths)[some])
 
 
 def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) -> tuple[Array, Any]:
@@ -110,7 +116,7 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) ->
         top = p.max(axis=-2, keepdims=True)
         p -= top
         np.exp(p, out=p)
-        out, total = _weighted(p, v.take(block.keys, axis=0).swapaxes(1, 2))
+        out, total = _weighted(p, v.take(block.keys, axis=0).swapaxes(1, 2), block.in_groups)
         out /= total.swapaxes(-1, -2)
         by_key_head[block.queries] = _by_row(out, block)  # padding writes the last query's once more
         sums.append((top, total))
@@ -150,13 +156,13 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     return dq, dk, dv
 
 
-def _padded(blocks: list[tuple[int, int, int, int]]) -> Blocks:
+def _padded(blocks: list[tuple[int, int, int, int]], in_groups: bool) -> Blocks:
     """Blocks of some rows that see some keys, each (first row of q, rows, first row of k, keys)."""
     q_firsts, rows, k_firsts, seen = np.array(blocks).T[..., None]  # (blocks, 1)
     sizes = [(rows, seen) for _, rows, _, seen in blocks]
     most, most_seen = max(rows for rows, _ in sizes), max(seen for _, seen in sizes)
     row = np.arange(1 if most == 1 else -(-most // ROUND) * ROUND)
-    key = np.arange(-(-most_seen // GROUP) * GROUP if instructions() == "AVX2" else most_seen)
+    key = np.arange(-(-most_seen // GROUP) * GROUP if in_groups else most_seen)
     own_row = np.minimum(row, rows - 1)
     queries = q_firsts + own_row
     keys = k_firsts + np.minimum(key, seen - 1)
@@ -165,7 +171,7 @@ def _padded(blocks: list[tuple[int, int, int, int]]) -> Blocks:
     last = seen - rows + own_row  # (blocks, rows), the last key that each query sees
     hidden = key[last.min() + 1 :, None] > last[:, None, :]
     mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
-    return Blocks(queries, keys, sizes, row >= rows, mask[:, :, None])
+    return Blocks(queries, keys, sizes, row >= rows, mask[:, :, None], in_groups)
 
 
 def _fitting(blocks: list[Blocks], heads: int, kv_heads: int) -> Iterator[Blocks]:
@@ -184,7 +190,8 @@ def _fitting(blocks: list[Blocks], heads: int, kv_heads: int) -> Iterator[Blocks
             padding, mask = block.padding, block.mask
             if len(mask) > 1:
                 padding, mask = padding[part], mask[part]
-            yield Blocks(block.queries[part], block.keys[part], block.sizes[part], padding, mask)
+            sizes = block.sizes[part]
+            yield Blocks(block.queries[part], block.keys[part], sizes, padding, mask, block.in_groups)
 
 
 def _scores(q: Array, k: Array, block: Blocks, scale: float) -> tuple[Array, Array]:
@@ -195,11 +202,11 @@ def _scores(q: Array, k: Array, block: Blocks, scale: float) -> tuple[Array, Arr
     k_block = k.take(block.keys, axis=0).swapaxes(1, 2)  # (blocks, kv_heads, keys, head_dim)
     q_columns = _columns(q, k.shape[1], block, scale)
     scores: Array
-    if q_columns.shape[-1] % ROUND == 0 and instructions() != "AVX2":
+    if q_columns.shape[-1] % ROUND == 0 and not block.in_groups:
         scores = k_block @ q_columns
     else:
-        q_rows, k_columns = q_columns.swapaxes(-1, -2), k_block.swapaxes(-1, -2)
-        scores = in_groups(q_rows, k_columns) if instructions() == "AVX2" else q_rows @ k_columns
+        multiply = times_in_groups if block.in_groups else np.matmul
+        scores = multiply(q_columns.swapaxes(-1, -2), k_block.swapaxes(-1, -2))
         # All columns in one row of memory: few at a time, NumPy's maxima and sums would be slow.
         scores = np.ascontiguousarray(scores.transpose(3, 0, 1, 2)).transpose(1, 2, 0, 3)
     blocks, kv_heads, keys, _ = scores.shape
@@ -210,11 +217,11 @@ def _scores(q: Array, k: Array, block: Blocks, scale: float) -> tuple[Array, Arr
     return scores, q_columns
 
 
-def _weighted(p: Array, v: Array) -> tuple[Array, Array]:
+def _weighted(p: Array, v: Array, in_groups: bool) -> tuple[Array, Array]:
     """P V and the sums of P's rows. p: P^T: (blocks, kv_heads, keys, n), v: (blocks, kv_heads, keys, head_dim)
     -> (blocks, kv_heads, n, head_dim), (blocks, kv_heads, 1, n)."""
     tiles = [slice(first, first + KEY_TILE) for first in range(0, p.shape[2], KEY_TILE)]
-    multiply = in_groups if instructions() == "AVX2" else np.matmul
+    multiply = times_in_groups if in_groups else np.matmul
     out = reduce(np.add, [multiply(p[:, :, tile].swapaxes(-1, -2), v[:, :, tile]) for tile in tiles])
     return out, reduce(np.add, [p[:, :, tile].sum(axis=-2, keepdims=True) for tile in tiles])
 

@@ -57,7 +57,7 @@ def times(x: Array, wt: Array) -> Array:
     if x.ndim == 2 and wt.ndim == 3:
         return times_panels(x, wt)
     if instructions() == "AVX2":
-        return in_groups(x, wt)
+        return times_in_groups(x, wt)
     if wt.strides[-1] != wt.itemsize or instructions() == "":
         return at_once(x, wt)
     (rows, d_in), d_out = x.shape[-2:], wt.shape[-1]
@@ -137,14 +137,14 @@ def _parts(d_in: int) -> list[slice]:
     return parts
 
 
-def in_groups(x: Array, wt: Array) -> Array:
+def times_in_groups(x: Array, wt: Array) -> Array:
     """x @ wt, some rows and columns at a time: the rows filled up with zeros; the last columns are eight, some of which
     may have been among others before."""
     *more, rows, d_in = x.shape
     d_out = wt.shape[-1]
     if d_out < GROUP:
         padding = np.zeros((*wt.shape[:-1], GROUP - d_out), wt.dtype)
-        return in_groups(x, np.concatenate([wt, padding], axis=-1))[..., :d_out]
+        return times_in_groups(x, np.concatenate([wt, padding], axis=-1))[..., :d_out]
     group = GROUP if rows > GROUP // 2 else GROUP // 2
     if rows % group > 0:
         x = np.concatenate([x, np.zeros((*more, -rows % group, d_in), x.dtype)], axis=-2)

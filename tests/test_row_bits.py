@@ -68,7 +68,7 @@ def test_a_query_has_its_bits_in_training_in_any_chunk_of_a_prompt_and_in_decodi
     rng, lengths = np.random.default_rng(seed), np.array(lengths)
     starts, tokens = np.cumsum(lengths) - lengths, lengths.sum()
     q, k, v = (normal(rng, tokens, heads, head_dim) for heads in (kv_heads * group, kv_heads, kv_heads))
-    plan = reference.attention_plan(starts, lengths, starts, lengths)
+    plan = reference.attention_plan(starts, lengths, starts, lengths, exact=True)
     whole, _ = reference.attention_forward(q, k, v, plan, head_dim**-0.5)
     some = rng.permutation(len(lengths))[: rng.integers(1, len(lengths) + 1)]
     decoding = rng.integers(0, 2, len(some)).astype(bool)
@@ -77,7 +77,8 @@ def test_a_query_has_its_bits_in_training_in_any_chunk_of_a_prompt_and_in_decodi
         [np.arange(starts[i] + n, starts[i] + lengths[i]) for i, n in zip(some, first, strict=True)]
     )
     queries = lengths[some] - first
-    plan = reference.attention_plan(np.cumsum(queries) - queries, queries, starts[some], lengths[some])
+    places = np.cumsum(queries) - queries, queries, starts[some], lengths[some]
+    plan = reference.attention_plan(*places, exact=True)
     again, _ = reference.attention_forward(q[rows], k, v, plan, head_dim**-0.5)
     np.testing.assert_array_equal(again, whole[rows])
 

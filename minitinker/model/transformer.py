@@ -88,11 +88,13 @@ def hidden_states(
 
 
 def places_of(net: Network, batch: Packed, cached: bool) -> Places:
+    """Where each row's adapter is given, as in sampling, its bits are the same among any other rows."""
     config, ops = net.config, net.ops
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    places = batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths
     return Places(
         rope=ops.rope_table(ops.array(batch.positions), ops.array(frequencies)),
-        plan=ops.attention_plan(batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths),
+        plan=ops.attention_plan(*places, exact=net.adapter is not None),
         cache_rows=ops.array(batch.cache_rows) if cached else None,
     )
 
