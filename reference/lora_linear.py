@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .products import as_panels, at_once, times
+from .products import as_panels, times
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
@@ -54,7 +54,7 @@ def lora_linear_forward(
     """
     merged = xa = None
     if adapter is None and (a is None or b is None or scale is None):
-        y = at_once(x, w.T) if w.ndim == 2 else times(x, w)
+        y = x @ w.T if w.ndim == 2 else times(x, w)
     elif a is None or b is None or scale is None:
         y = times(x, w.T if w.ndim == 2 else w)
     elif adapter is None and _merging_pays(len(x), a, b):

@@ -5,11 +5,9 @@ about that follows OpenBLAS (0.3.31), which NumPy's wheels bring, on processors 
 BLAS a row has its bits up to rounding.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache, reduce
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +28,15 @@ GROUP = 8
 COLUMNS = 256
 ONE_CORE = 1 << 18  # multiplications up to which BLAS leaves a product to one core
 
+SHARED = 30_000_000  # multiplications of a product in groups from which several cores are faster
 FEW = 32  # rows up to which copying the matrix takes longer than multiplying
-SHARED = 10_000_000  # multiplications of a product of few rows from which waking other cores pays
 
 
 @lru_cache
 def instructions() -> str:
     """What OpenBLAS uses: "AVX-512", "AVX2", or "" for something else, or where BLAS is another."""
     kinds = {"SkylakeX": "AVX-512", "Haswell": "AVX2", "Zen": "AVX2"}
-    used = [library.get("architecture") for library in threadpool_info() if library["user_api"] == "blas"]
+    used = [library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"]
     return kinds.get(used[0], "") if used else ""
 
 
@@ -59,7 +57,7 @@ def times(x: Array, wt: Array) -> Array:
     if instructions() == "AVX2":
         return times_in_groups(x, wt)
     if wt.strides[-1] != wt.itemsize or instructions() == "":
-        return at_once(x, wt)
+        return x @ wt
     (rows, d_in), d_out = x.shape[-2:], wt.shape[-1]
     if rows == 1:  # BLAS has another function for a single one
         return times(np.repeat(x, 2, axis=-2), wt)[..., :1, :]
@@ -68,8 +66,6 @@ def times(x: Array, wt: Array) -> Array:
         columns = np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
         last = _in_parts(columns, wt[..., d_out - rest :])
         return last if rest == d_out else np.concatenate([times(x, wt[..., : d_out - rest]), last], axis=-1)
-    if wt.ndim > 2 and d_in <= PART:
-        return at_once(x, wt)
     if wt.ndim > 2 or rows > FEW or rows * d_in * d_out <= UNPACKED:
         return _in_parts(x, wt)
     width = max(ROUND, UNPACKED // (rows * min(d_in, PART)) // ROUND * ROUND)
@@ -84,35 +80,10 @@ def times_panels(x: Array, panels: Array) -> Array:
     y = np.empty((len(x), len(panels), PANEL), x.dtype)
     by_panel = y.swapaxes(0, 1)
     first, *others = _parts(x.shape[1])
-
-    def multiply(some: slice) -> None:
-        np.matmul(x[:, first], panels[some, first], out=by_panel[some])
-        for part in others:
-            by_panel[some] += x[:, part] @ panels[some, part]
-
-    _share(multiply, len(panels), len(x) * panels.size)
+    np.matmul(x[:, first], panels[:, first], out=by_panel)
+    for part in others:
+        by_panel += x[:, part] @ panels[:, part]
     return y.reshape(len(x), len(panels) * PANEL)
-
-
-def at_once(x: Array, wt: Array) -> Array:
-    """x @ wt as it comes, by several cores where it is few rows of much: each has some of the columns, or of the first
-    axis."""
-    work = x.shape[-2] * wt.size
-    if work < SHARED or (wt.ndim == 2 and len(x) > FEW):
-        return x @ wt
-    y = np.empty((*x.shape[:-1], wt.shape[-1]), x.dtype)
-    if wt.ndim == 2:
-        _share(lambda some: np.matmul(x, wt[:, some], out=y[:, some]), wt.shape[-1], work)
-    else:
-        _share(lambda some: np.matmul(x[some], wt[some], out=y[some]), len(wt), work)
-    return y
-
-
-def _share(multiply: Callable[[slice], Any], count: int, multiplications: int) -> None:
-    """multiply(some) for all of `count` columns, panels or groups, by several cores where that takes less time."""
-    cores = min(count, width()) if multiplications >= SHARED else 1
-    cuts = [count * core // cores for core in range(cores + 1)]
-    side_by_side(multiply, [slice(*ends) for ends in pairwise(cuts)])
 
 
 def _in_parts(x: Array, wt: Array) -> Array:
@@ -159,6 +130,8 @@ def times_in_groups(x: Array, wt: Array) -> Array:
         if d_out % GROUP > 0:
             y[some, ..., -GROUP:] = groups[some] @ own[..., -GROUP:]
 
+    cores = min(width(), len(groups)) if rows * wt.size >= SHARED else 1
+    cuts = [len(groups) * core // cores for core in range(cores + 1)]
     with on_one_core() if group * min(d_out, COLUMNS) * d_in > ONE_CORE else nullcontext():
-        _share(multiply, len(groups), rows * wt.size)
+        side_by_side(multiply, [slice(*ends) for ends in pairwise(cuts)])
     return y.reshape(*more, -1, d_out)[..., :rows, :]
