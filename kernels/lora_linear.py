@@ -52,11 +52,13 @@ def lora_linear_forward(
     b: torch.Tensor | None,
     scale: torch.Tensor | None,
     adapter: torch.Tensor | None,
+    exact: bool = False,
 ) -> tuple[torch.Tensor, Any]:
     """x: (tokens, d_in), w: (d_out, d_in), bias: (d_out,) or None -> y: (tokens, d_out).
 
     a: (adapters, rank, d_in), b: (adapters, d_out, rank), scale: (adapters,); all None: no adapter at all.
     adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row.
+    exact: whether a row shall have its bits among any others, which here it always has.
     x, w, bias, a and b have one dtype, y too; scale is float32. w, a and b may have any strides.
     """
     x = x.contiguous()

@@ -18,10 +18,11 @@ For a high rank on a small layer the gradients are cheaper through dW', too:
 
 These are the same functions; `_merging_pays` and `_dw_pays` count.
 
-Where each row's adapter is given, as in sampling, W' is never formed, and a row's bits are the same among any other
-rows: products.py.
+Where each row's adapter is given, as in sampling, W' is never formed. `exact` then gives a row the same bits among any
+other rows: products.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .products import as_panels, times
+from .products import as_panels, times_exactly, times_panels
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
@@ -45,18 +46,19 @@ def lora_linear_forward(
     b: Array | None,
     scale: Array | None,
     adapter: Index | None,
+    exact: bool = False,
 ) -> tuple[Array, Any]:
     """x: (tokens, d_in), w: (d_out, d_in), or in sampling what `lora_panels` made of it, bias: (d_out,) or None
     -> y: (tokens, d_out).
 
     a: (adapters, rank, d_in), b: (adapters, d_out, rank), scale: (adapters,); all None: no adapter at all.
-    adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row.
+    adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row. exact: whether a row
+    shall have its bits among any others.
     """
+    times = times_exactly if exact else np.matmul
     merged = xa = None
-    if adapter is None and (a is None or b is None or scale is None):
-        y = x @ w.T if w.ndim == 2 else times(x, w)
-    elif a is None or b is None or scale is None:
-        y = times(x, w.T if w.ndim == 2 else w)
+    if a is None or b is None or scale is None:
+        y = _times_base(x, w, times)
     elif adapter is None and _merging_pays(len(x), a, b):
         merged = _merge(w, a, b, scale)
         y = x @ merged.T
@@ -65,7 +67,8 @@ def lora_linear_forward(
         xa = _scaled(x @ a[0].T, scale[0])  # (tokens, rank): s x A^T
         y += xa @ b[0].T
     else:
-        y, rows = times(x, w.T if w.ndim == 2 else w), _rows(adapter.tobytes())
+        # Two rows of an adapter at least for exactness: BLAS has another function for a single one.
+        y, rows = _times_base(x, w, times), _rows(adapter.tobytes(), 2 if exact else 1)
         if rows.alone:
             y += times(_scaled(times(x, a[0].T), scale[0]), b[0].T)
         elif rows.table is None:
@@ -98,7 +101,7 @@ def lora_linear_backward(dy: Array, saved: Any) -> tuple[Array, Array | None, Ar
             np.matmul(dy.T, _scaled(x @ a[0].T, scale[0]), out=db[0])
         return dy @ merged, da, db
     dx = dy @ w
-    for i, own in [(0, slice(None))] if adapter is None else _rows(adapter.tobytes()).each:
+    for i, own in [(0, slice(None))] if adapter is None else _rows(adapter.tobytes(), 1).each:
         u = _scaled(dy[own] @ b[i], scale[i])  # (rows, rank)
         dx[own] += u @ a[i]
         np.matmul(u.T, x[own], out=da[i])
@@ -160,8 +163,9 @@ class _Rows:
 
 
 @lru_cache(maxsize=8)
-def _rows(adapter: bytes) -> _Rows:
-    """Of the index as bytes, since the layers of a pass ask one after the other with the same."""
+def _rows(adapter: bytes, least: int) -> _Rows:
+    """Of the index as bytes, since the layers of a pass ask one after the other with the same. least: rows of the
+    table."""
     index = np.frombuffer(adapter, np.int64)
     listed = np.argsort(index, kind="stable")[(index < 0).sum() :]
     if len(index) > 0 and not index.any():
@@ -172,12 +176,16 @@ def _rows(adapter: bytes) -> _Rows:
     each: list[tuple[int, slice | Index]] = [
         (int(i) + first, listed[ends[i] - counts[i] : ends[i]]) for i in np.flatnonzero(counts)
     ]
-    # The nth row of an adapter; two at least, since BLAS has another function for a single one.
-    nth = np.arange(max(2, counts.max(initial=0)))
+    nth = np.arange(max(least, counts.max(initial=0)))  # the nth row of an adapter
     if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
         return _Rows(each, False, first, None, listed, listed)
     table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
     return _Rows(each, False, first, table, listed, np.flatnonzero(nth < counts[:, None]))
+
+
+def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:
+    """x W^T: x: (rows, d_in), w: (d_out, d_in) or its panels -> (rows, d_out)."""
+    return times(x, w.T) if w.ndim == 2 else times_panels(x, w)
 
 
 def _scaled(x: Array, factor: Any) -> Array:

@@ -49,23 +49,25 @@ def as_panels(w: Array) -> Array | None:
     return np.ascontiguousarray(w.T.reshape(d_in, -1, PANEL).swapaxes(0, 1))
 
 
-def times(x: Array, wt: Array) -> Array:
-    """x @ wt: x: (..., rows, d_in), wt: (..., d_in, d_out), or (d_out / 64, d_in, 64) as `as_panels` lays it -> (...,
-    rows, d_out): as fast with few rows as with many, and with a row's own bits, where wt lies row by row."""
-    if x.ndim == 2 and wt.ndim == 3:
-        return times_panels(x, wt)
+def times_exactly(x: Array, wt: Array) -> Array:
+    """x @ wt: x: (..., rows, d_in), wt: (..., d_in, d_out) -> (..., rows, d_out), with a row's own bits where wt lies
+    row by row; as fast with few rows as with many."""
     if instructions() == "AVX2":
         return times_in_groups(x, wt)
     if wt.strides[-1] != wt.itemsize or instructions() == "":
         return x @ wt
     (rows, d_in), d_out = x.shape[-2:], wt.shape[-1]
     if rows == 1:  # BLAS has another function for a single one
-        return times(np.repeat(x, 2, axis=-2), wt)[..., :1, :]
+        return times_exactly(np.repeat(x, 2, axis=-2), wt)[..., :1, :]
     rest = d_out % ROUND if d_out % ROUND != 1 or d_out == 1 else ROUND + 1
     if rest > 0:
         columns = np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
         last = _in_parts(columns, wt[..., d_out - rest :])
-        return last if rest == d_out else np.concatenate([times(x, wt[..., : d_out - rest]), last], axis=-1)
+        return (
+            last
+            if rest == d_out
+            else np.concatenate([times_exactly(x, wt[..., : d_out - rest]), last], axis=-1)
+        )
     if wt.ndim > 2 or rows > FEW or rows * d_in * d_out <= UNPACKED:
         return _in_parts(x, wt)
     width = max(ROUND, UNPACKED // (rows * min(d_in, PART)) // ROUND * ROUND)
@@ -74,7 +76,7 @@ def times(x: Array, wt: Array) -> Array:
 
 
 def times_panels(x: Array, panels: Array) -> Array:
-    """x W^T: x: (rows, d_in), panels: (d_out / 64, d_in, 64) -> (rows, d_out), with the bits of `times`."""
+    """x W^T: x: (rows, d_in), panels: (d_out / 64, d_in, 64) -> (rows, d_out), with the bits of `times_exactly`."""
     if len(x) == 1:
         return times_panels(np.repeat(x, 2, axis=0), panels)[:1]
     y = np.empty((len(x), len(panels), PANEL), x.dtype)

@@ -48,19 +48,18 @@ class Networks:
             linears[HEAD] = self._placed[EMBEDDING]
         return self._placed | {name: ops.lora_panels(w) for name, w in linears.items()}
 
-    def of(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> Network:
-        """The base with the adapters of the rows; owners: (rows,) index into snapshots, -1 for the base."""
+    def of(self, snapshots: list[Snapshot], owners: NDArray[np.int64], exact: bool = True) -> Network:
+        """The base with the adapters of the rows; owners: (rows,) index into snapshots, -1 for the base. exact: as in
+        Network."""
         ops, config = self._ops, self._config
         if not snapshots:
-            return Network(
-                ops, config, self._weights, adapter=None if ops.BATCH_INVARIANT else ops.array(owners)
-            )
+            return Network(ops, config, self._weights, exact=exact)
         if self._stacked[0] != snapshots:
             self._stacked = ([], {}, None)  # the old ones are gone before the new ones are there
             self._stacked = (snapshots, *_stack(ops, snapshots))
         _, lora, scale = self._stacked
         alone = ops.BATCH_INVARIANT and len(snapshots) == 1 and not owners.any()
-        return Network(ops, config, self._weights, lora, scale, None if alone else ops.array(owners))
+        return Network(ops, config, self._weights, lora, scale, None if alone else ops.array(owners), exact)
 
     def merged(self, snapshots: list[Snapshot | None]) -> Network | None:
         """A network for `fused_states` with the one adapter of all rows, formed into the weights once for many steps;

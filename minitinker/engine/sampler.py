@@ -283,9 +283,8 @@ class Sampler:
                 drawing += drawn
                 rows += [end - 1] * len(drawn)
         if drawing:
-            of_these = np.array(rows)
-            last = self._ops.embedding(self._ops.array(of_these), h)
-            logits, _ = logits_forward(network or self._networks.of(snapshots, owners[of_these]), last)
+            of_these = self._ops.array(np.array(rows))
+            logits, _ = logits_forward(network.part(of_these), self._ops.embedding(of_these, h))
             self._draw(drawing, logits)
             for sequence in drawing:
                 if math.isnan(sequence.logprobs[-1]):
@@ -296,9 +295,9 @@ class Sampler:
 
     def _states(
         self, fed: list[tuple[_Sequence, int]], snapshots: list[Snapshot], owners: NDArray[np.int64]
-    ) -> tuple[Network | None, Array]:
-        """The network for all rows, if there is one; the final states of all tokens fed, (tokens, hidden_size). owners:
-        (tokens,), as in Networks.of."""
+    ) -> tuple[Network, Array]:
+        """The network of all tokens fed, and their final states, (tokens, hidden_size). owners: (tokens,), as in
+        Networks.of."""
         ops, cache = self._ops, self._regions.arena.cache
         parts = [range(len(fed))]
         large = len(owners) * self._base.config.hidden_size >= SMALL
@@ -311,12 +310,12 @@ class Sampler:
             self._on_one_core = True
             self._one_core.enter_context(ops.on_one_core())
             self._one_core.callback(setattr, self, "_on_one_core", False)
-        merged = None
-        if not any(_asks_for_bits(s.request) for s, _ in fed):
+        exact, merged = ops.BATCH_INVARIANT or any(_asks_for_bits(s.request) for s, _ in fed), None
+        if not exact:
             merged = self._networks.merged([s.request.snapshot for s, _ in fed])
-        network = merged or self._networks.of(snapshots, owners)
-        for sequence, _ in fed if merged else []:
-            if sequence.region is not None:
+        network = merged or self._networks.of(snapshots, owners, exact)
+        for sequence, _ in fed:
+            if sequence.region is not None and not exact:
                 sequence.region.exact = False
 
         def pass_through(part: range) -> Array:
@@ -332,7 +331,7 @@ class Sampler:
                 return fused_states(merged, batch, cache)
             return hidden_states(network.part(rows), batch, cache)[0]
 
-        return merged, self._in_one(ops.side_by_side(pass_through, parts))
+        return network, self._in_one(ops.side_by_side(pass_through, parts))
 
     @staticmethod
     def _note_region(region: Region, sequence: _Sequence, share: int) -> None:

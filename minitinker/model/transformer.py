@@ -32,7 +32,7 @@ class Network:
 
     weights: Hugging Face tensor name -> array. lora: module name -> (A: (adapters, rank, d_in),
     B: (adapters, d_out, rank)). scale: (adapters,). adapter: (tokens,) the adapter of each row, -1 for none;
-    None: adapter 0 for all.
+    None: adapter 0 for all. exact: whether a row shall have the same bits among any other rows.
     """
 
     ops: ModuleType
@@ -41,8 +41,9 @@ class Network:
     lora: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     scale: Array = None
     adapter: Array = None
+    exact: bool = False
 
-    def part(self, rows: slice) -> "Network":
+    def part(self, rows: slice | Array) -> "Network":
         """The network of some of the rows."""
         return self if self.adapter is None else replace(self, adapter=self.adapter[rows])
 
@@ -88,13 +89,12 @@ def hidden_states(
 
 
 def places_of(net: Network, batch: Packed, cached: bool) -> Places:
-    """Where each row's adapter is given, as in sampling, its bits are the same among any other rows."""
     config, ops = net.config, net.ops
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     places = batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths
     return Places(
         rope=ops.rope_table(ops.array(batch.positions), ops.array(frequencies)),
-        plan=ops.attention_plan(*places, exact=net.adapter is not None),
+        plan=ops.attention_plan(*places, net.exact),
         cache_rows=ops.array(batch.cache_rows) if cached else None,
     )
 
@@ -250,7 +250,7 @@ def linear_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
     tied = name == "lm_head" and "lm_head.weight" not in net.weights
     w = net.weights[EMBEDDING if tied else f"{name}.weight"]
     bias = net.weights.get(f"{name}.bias")
-    return net.ops.lora_linear_forward(x, w, bias, a, b, net.scale, net.adapter)  # type: ignore
+    return net.ops.lora_linear_forward(x, w, bias, a, b, net.scale, net.adapter, net.exact)  # type: ignore
 
 
 def _linear_backward(net: Network, name: str, dy: Array, saved: Any, grads: Grads) -> Array:
