@@ -79,7 +79,7 @@ def lora_linear_forward(
             narrow = times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))  # (adapters, most, rank)
             narrow *= scale[used, None, None]
             wide = times(narrow, b[used].swapaxes(-1, -2))
-            y[rows.listed] += wide.reshape(-1, wide.shape[-1]).take(rows.places, axis=0)
+            y[rows.listed] += wide.reshape(-1, wide.shape[-1])[rows.places]
     if bias is not None:
         y += bias
     return y, (x, w, a, b, scale, adapter, merged, xa)
@@ -150,16 +150,16 @@ class _Rows:
     all; then these are a slice.
 
     table: (adapters, most) the rows of each from the first one that has any to the last, some other row where there
-    are fewer; listed: the rows of adapter 0, of 1, ...; places: where in the table these are. table None: it would be
-    mostly padding.
+    are fewer; listed: the rows of adapter 0, of 1, ...; places: where in the table these are; slices where that is all
+    in order. table None: it would be mostly padding.
     """
 
     each: list[tuple[int, slice | Index]]
     alone: bool
     first: int
     table: Index | None
-    listed: Index
-    places: Index
+    listed: slice | Index
+    places: slice | Index
 
 
 @lru_cache(maxsize=8)
@@ -180,7 +180,13 @@ def _rows(adapter: bytes, least: int) -> _Rows:
     if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
         return _Rows(each, False, first, None, listed, listed)
     table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
-    return _Rows(each, False, first, table, listed, np.flatnonzero(nth < counts[:, None]))
+    places = np.flatnonzero(nth < counts[:, None])
+    return _Rows(each, False, first, table, _as_slice(listed, len(index)), _as_slice(places, table.size))
+
+
+def _as_slice(index: Index, size: int) -> slice | Index:
+    """The same of `size` rows, as a slice where that is all of them in order."""
+    return slice(None) if np.array_equal(index, np.arange(size)) else index
 
 
 def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:
