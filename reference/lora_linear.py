@@ -24,7 +24,7 @@ other rows: products.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from .products import as_panels, times_exactly, times_panels
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
 
+RANK_TILE = 256
 MOST_PADDING = 4  # rows that many adapters' product may take for each one that has an adapter
 
 
@@ -70,15 +71,15 @@ def lora_linear_forward(
         # Two rows of an adapter at least for exactness: BLAS has another function for a single one.
         y, rows = _times_base(x, w, times), _rows(adapter.tobytes(), 2 if exact else 1)
         if rows.alone:
-            y += times(_scaled(times(x, a[0].T), scale[0]), b[0].T)
+            y += _widened(_scaled(times(x, a[0].T), scale[0]), b[0].T, times)
         elif rows.table is None:
             for i, own in rows.each:
-                y[own] += times(_scaled(times(x[own], a[i].T), scale[i]), b[i].T)
+                y[own] += _widened(_scaled(times(x[own], a[i].T), scale[i]), b[i].T, times)
         else:
             used = slice(rows.first, rows.first + len(rows.table))
             narrow = times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))  # (adapters, most, rank)
             narrow *= scale[used, None, None]
-            wide = times(narrow, b[used].swapaxes(-1, -2))
+            wide = _widened(narrow, b[used].swapaxes(-1, -2), times)
             y[rows.listed] += wide.reshape(-1, wide.shape[-1])[rows.places]
     if bias is not None:
         y += bias
@@ -192,6 +193,13 @@ def _as_slice(index: Index, size: int) -> slice | Index:
 def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:
     """x W^T: x: (rows, d_in), w: (d_out, d_in) or its panels -> (rows, d_out)."""
     return times(x, w.T) if w.ndim == 2 else times_panels(x, w)
+
+
+def _widened(xa: Array, bt: Array, times: Callable[[Array, Array], Array]) -> Array:
+    """x A^T B^T: xa: (..., rows, rank), bt: (..., rank, d_out). The sum over a high rank goes in tiles: BLAS cuts it
+    by its length, which is that of the highest rank in the batch, filled up with zeros."""
+    tiles = [slice(first, first + RANK_TILE) for first in range(0, xa.shape[-1], RANK_TILE)]
+    return reduce(np.add, [times(xa[..., tile], bt[..., tile, :]) for tile in tiles])
 
 
 def _scaled(x: Array, factor: Any) -> Array:

@@ -35,7 +35,8 @@ FEW = 32  # rows up to which copying the matrix takes longer than multiplying
 @lru_cache
 def instructions() -> str:
     """What OpenBLAS uses: "AVX-512", "AVX2", or "" for something else, or where BLAS is another."""
-    kinds = {"SkylakeX": "AVX-512", "Haswell": "AVX2", "Zen": "AVX2"}
+    kinds = dict.fromkeys(("SkylakeX", "Cooperlake", "SapphireRapids"), "AVX-512")
+    kinds |= dict.fromkeys(("Haswell", "Zen"), "AVX2")
     used = [library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"]
     return kinds.get(used[0], "") if used else ""
 
@@ -61,8 +62,8 @@ def times_exactly(x: Array, wt: Array) -> Array:
         return times_exactly(np.repeat(x, 2, axis=-2), wt)[..., :1, :]
     rest = d_out % ROUND if d_out % ROUND != 1 or d_out == 1 else ROUND + 1
     if rest > 0:
-        columns = np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
-        last = _in_parts(columns, wt[..., d_out - rest :])
+        by_column = np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+        last = _in_parts(by_column, wt[..., d_out - rest :])
         return (
             last
             if rest == d_out
@@ -70,9 +71,9 @@ def times_exactly(x: Array, wt: Array) -> Array:
         )
     if wt.ndim > 2 or rows > FEW or rows * d_in * d_out <= UNPACKED:
         return _in_parts(x, wt)
-    width = max(ROUND, UNPACKED // (rows * min(d_in, PART)) // ROUND * ROUND)
-    starts = range(0, d_out, width)
-    return np.concatenate([_in_parts(x, wt[:, start : start + width]) for start in starts], axis=-1)
+    columns = max(ROUND, UNPACKED // (rows * min(d_in, PART)) // ROUND * ROUND)
+    starts = range(0, d_out, columns)
+    return np.concatenate([_in_parts(x, wt[:, start : start + columns]) for start in starts], axis=-1)
 
 
 def times_panels(x: Array, panels: Array) -> Array:

@@ -15,7 +15,8 @@ Array = NDArray[np.floating]
 
 
 def rms_norm_forward(x: Array, w: Array, eps: float) -> tuple[Array, Any]:
-    """x: (..., d), w: (d,) -> y: (..., d). Each row along the last axis is normalised by itself."""
+    """x: (..., d), w: (d,), or with more of x's axes -> y: (..., d). Each row along the last axis is normalised by
+    itself."""
     rms = np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps)  # (..., 1): 1 / rho
     y: Array = x / rms
     y *= w

@@ -7,6 +7,8 @@ token  = the first in the order of ids at which the running sum of what is kept 
 
 Temperature 0 takes the largest logit, the lowest id among equals, and reports its logprob at temperature 1:
 what is reported is what a forward pass with the same weights says of the token.
+
+p has the dtype of the logits, sums of it are in float64.
 """
 
 import numpy as np
@@ -54,8 +56,9 @@ def _divisor(temperature: Array) -> Array:
 
 def _logprobs(z: Array, running: Array, tokens: NDArray[np.int64], temperature: Array) -> Array:
     """z: (rows, vocab), running: `_running_sums` of p, tokens: (rows, K) -> (rows, K)."""
-    chosen = z[np.arange(len(z))[:, None], tokens] / _divisor(temperature)
-    logprobs: Array = (chosen - np.log(running[:, -1:])).astype(z.dtype)
+    with np.errstate(over="ignore"):  # to -inf
+        chosen = z[np.arange(len(z))[:, None], tokens] / _divisor(temperature)
+        logprobs: Array = (chosen - np.log(running[:, -1:])).astype(z.dtype)
     return logprobs
 
 
@@ -100,8 +103,7 @@ def _cut_to_top_p(z: Array, p: Array, top_p: Array) -> Array:
         return p
     running = np.sort(p, axis=-1)[:, ::-1].cumsum(axis=-1, dtype=np.float64)
     needed = (running < (top_p * running[:, -1])[:, None]).sum(axis=-1)  # how many fall short of top_p
-    place = np.maximum(p.shape[-1] - 1 - needed, 0)[
-        :, None
-    ]  # where the last one needed stands, smallest first
+    # Where the last one needed stands, smallest first.
+    place = np.maximum(p.shape[-1] - 1 - needed, 0)[:, None]
     last = np.take_along_axis(np.sort(z, axis=-1), place, axis=-1)
     return np.where((z >= last) | (top_p >= 1)[:, None], p, 0)

@@ -1,6 +1,6 @@
 """The reference's bits: what a row gives does not depend on what else is in the batch, with the OpenBLAS that
-NumPy's wheels bring and the instructions that `lora_linear._times` and `attention` follow. Elsewhere these laws hold
-up to rounding, which the other tests check."""
+NumPy's wheels bring and the instructions that products.py and `attention` follow. Elsewhere these laws hold up to
+rounding, which the other tests check."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def by_rows(rng, *shape):
     tokens=st.sampled_from([1, 2, 5, 17, 33, 64, 200, 300]),
     d_in=st.sampled_from([8, 32, 33, 128, 256, 384, 450, 768, 1000, 1024, 2048]),
     d_out=st.sampled_from([2, 7, 16, 20, 64, 264, 384, 513, 1024]),
-    rank=st.sampled_from([16, 32, 48]),
+    rank=st.sampled_from([16, 32, 48, 304]),
     adapters=st.integers(1, 5),
     alone=st.booleans(),
     seed=seeds,
@@ -45,6 +45,8 @@ def test_a_row_of_lora_linear_has_its_bits_among_any_others(tokens, d_in, d_out,
         y, _ = reference.lora_linear_forward(x, w, None, a, b, scale, adapter, exact=True)
         some = rng.permutation(tokens)[: rng.integers(1, tokens + 1)]
         order = rng.permutation(adapters)  # the adapters stand elsewhere
+        fill = (0, 16 * rng.integers(0, 12))  # as beside an adapter of a higher rank
+        a, b = np.pad(a, ((0, 0), fill, (0, 0))), np.pad(b, ((0, 0), (0, 0), fill))
         a, b = (np.ascontiguousarray(m[order].swapaxes(-1, -2)).swapaxes(-1, -2) for m in (a, b))
         place = np.append(np.argsort(order), -1)  # that of -1 is -1
         inputs = None, a, b, scale[order], place[adapter[some]]

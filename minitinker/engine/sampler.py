@@ -13,7 +13,6 @@ import math
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from threading import Event
 from types import ModuleType
 from typing import Any
 
@@ -105,7 +104,6 @@ class Sampler:
         self._waiting: list[_Sequence] = []  # without a region, in the order of age
         self._running: list[_Sequence] = []
         self._requests_so_far = self._samples_so_far = 0
-        self._some_ended = Event()  # of the futures: set by whichever thread answers or cancels one
         self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
 
     @property
@@ -118,8 +116,6 @@ class Sampler:
         seed = secrets.randbits(64) if request.seed is None else request.seed
         active = _Active(request, seed, self._requests_so_far)
         self._requests_so_far += 1
-        some_ended = self._some_ended  # the future shall not keep the sampler
-        request.future.add_done_callback(lambda _: some_ended.set())
         self._waiting.append(_Sequence(active, 0, Uniforms(seed, 0)))
 
     def cancel_all(self) -> None:
@@ -194,7 +190,7 @@ class Sampler:
         known = len(text) - 1  # the last one's state is what the next token is drawn from
         if sequence.active.scores is None:
             known = min(known, first_scored(request))
-        sequence.region = self._regions.take(text, rows, request.snapshot, known, _asks_for_bits(request))
+        sequence.region = self._regions.take(text, rows, request.snapshot, known, _asks_for_bits(sequence))
         if sequence.region is not None:
             sequence.done = sequence.region.done
         return sequence.region is not None
@@ -310,7 +306,7 @@ class Sampler:
             self._on_one_core = True
             self._one_core.enter_context(ops.on_one_core())
             self._one_core.callback(setattr, self, "_on_one_core", False)
-        exact, merged = ops.BATCH_INVARIANT or any(_asks_for_bits(s.request) for s, _ in fed), None
+        exact, merged = ops.BATCH_INVARIANT or any(_asks_for_bits(s) for s, _ in fed), None
         if not exact:
             merged = self._networks.merged([s.request.snapshot for s, _ in fed])
         network = merged or self._networks.of(snapshots, owners, exact)
@@ -455,12 +451,11 @@ class Sampler:
 
     def _forget_answered(self) -> None:
         """Give back the places of requests that were cancelled or failed."""
-        if not self._some_ended.is_set():
-            return
-        self._some_ended.clear()
         everyone = [*self._waiting, *self._running]
         # Each is asked once, since it may be cancelled at any moment.
         gone = {active for active in {s.active for s in everyone} if active.request.future.done()}
+        if not gone:
+            return
         for sequence in everyone:
             if sequence.active in gone:
                 self._give_back(sequence)
@@ -471,9 +466,10 @@ class Sampler:
         self._running = [s for s in self._running if s.active not in gone]
 
 
-def _asks_for_bits(request: SampleRequest) -> bool:
+def _asks_for_bits(sequence: _Sequence) -> bool:
     """Whether the same shall come out again to the last bit: by a seed, and of what is said about a prompt."""
-    return request.seed is not None or first_scored(request) < len(request.prompt)
+    request, scored = sequence.request, sequence.active.scores is not None
+    return request.seed is not None or (not scored and first_scored(request) < len(request.prompt))
 
 
 def _fail_for_nan(active: _Active) -> None:
