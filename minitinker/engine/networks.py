@@ -71,12 +71,11 @@ class Networks:
         if self._merged is None or self._merged[0] is not snapshot:
             self._merged = None  # the old one is gone before the new one is there
             weights = dict(self._placed)
-            lora = views(snapshot.spec, snapshot.flat) if snapshot else {}
             nothing = [None] * 5
             if self._config.tie_word_embeddings:
                 weights[HEAD] = weights[EMBEDDING]
-            for name, (a, b) in lora.items():
-                if snapshot is not None:  # W'^T = W^T + A^T (s B)^T
+            if snapshot is not None:
+                for name, (a, b) in views(snapshot.spec, snapshot.flat).items():  # W'^T = W^T + A^T (s B)^T
                     w, _ = ops.lora_linear_forward(a[0].T, b[0] * snapshot.spec.scale, *nothing)
                     w += weights[f"{name}.weight"].T
                     weights[f"{name}.weight"] = w.T

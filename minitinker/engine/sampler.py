@@ -270,7 +270,7 @@ class Sampler:
         for sequence, share in fed:
             end += share
             if sequence.region is not None:
-                self._note_region(sequence.region, sequence, share)
+                self._note_region(sequence.region, sequence, share, network.exact)
             if sequence.active.scores is None:
                 self._note_states(sequence, h[end - share : end], snapshots)
             sequence.done += share
@@ -306,13 +306,9 @@ class Sampler:
             self._on_one_core = True
             self._one_core.enter_context(ops.on_one_core())
             self._one_core.callback(setattr, self, "_on_one_core", False)
-        exact, merged = ops.BATCH_INVARIANT or any(_asks_for_bits(s) for s, _ in fed), None
-        if not exact:
-            merged = self._networks.merged([s.request.snapshot for s, _ in fed])
+        exact = ops.BATCH_INVARIANT or any(_asks_for_bits(s) for s, _ in fed)
+        merged = None if exact else self._networks.merged([s.request.snapshot for s, _ in fed])
         network = merged or self._networks.of(snapshots, owners, exact)
-        for sequence, _ in fed:
-            if sequence.region is not None and not exact:
-                sequence.region.exact = False
 
         def pass_through(part: range) -> Array:
             own = [fed[i] for i in part]
@@ -330,9 +326,10 @@ class Sampler:
         return network, self._in_one(ops.side_by_side(pass_through, parts))
 
     @staticmethod
-    def _note_region(region: Region, sequence: _Sequence, share: int) -> None:
-        """Of the tokens just fed, how many are of the region's text, and by the same weights."""
+    def _note_region(region: Region, sequence: _Sequence, share: int, exact: bool) -> None:
+        """Of the tokens just fed, how many are of the region's text, by the same weights and with a seed's bits."""
         region.pure = region.pure and region.is_of(sequence.request.snapshot)
+        region.exact = region.exact and exact
         region.done = min(sequence.done + share, len(region.text))
 
     def _note_states(self, sequence: _Sequence, h: Array, snapshots: list[Snapshot]) -> None:
