@@ -15,11 +15,12 @@ weights, never by the batch; there are no atomics and no autotuning.
 
 from .adamw import adamw_, global_norm
 from .array import DEVICE, DTYPE, array, place, to_numpy, zeros
-from .attention import attention_backward, attention_forward, attention_plan
+from .attention import attention_backward, attention_forward, attention_plan, decoding_plan
 from .embedding import embedding
 from .logprob import logprob_backward, logprob_forward
 from .lora_linear import lora_linear_backward, lora_linear_forward, lora_panels, lora_weight
 from .memory import BATCH_INVARIANT, HEAD_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
+from .replay import Replays
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_table
 from .sample import sample, tempered_logprob
@@ -33,11 +34,13 @@ __all__ = [
     "HEAD_BYTES",
     "MICRO_BATCH_TOKENS",
     "OutOfMemory",
+    "Replays",
     "adamw_",
     "array",
     "attention_backward",
     "attention_forward",
     "attention_plan",
+    "decoding_plan",
     "embedding",
     "free_memory",
     "global_norm",

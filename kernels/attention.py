@@ -51,16 +51,22 @@ LOG2E = tl.constexpr(math.log2(math.e))
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the sequences with queries are: (sequences,) int64 each; and tables of tiles that were made of it."""
+    """Where the sequences with queries are: (sequences,) int64 each; and tables of tiles that were made of it.
+    decoding: of one query for each sequence the table itself, (sequences, 4), whatever the size of the tiles."""
 
     q_starts: Index
     q_lengths: Index
     k_starts: Index
     k_lengths: Index
     tables: dict[Any, torch.Tensor] = field(default_factory=dict)
+    decoding: torch.Tensor | None = None
 
     def table(self, cut: Callable[["Plan", int], Index], size: int, x: torch.Tensor) -> torch.Tensor:
         """cut(self, size) on the device of x: made by the first layer that asks, there for all others."""
+        if self.decoding is not None:
+            if cut is not _query_tiles:
+                raise ValueError("a plan for decoding has no backward")
+            return self.decoding
         key = cut, size, x.device
         if key not in self.tables:
             self.tables[key] = array(cut(self, size), device=str(x.device))
@@ -81,6 +87,16 @@ def attention_plan(
         )
     some = q_lengths > 0
     return Plan(q_starts[some], q_lengths[some], k_starts[some], k_lengths[some])
+
+
+def decoding_plan(k_starts: torch.Tensor, k_lengths: torch.Tensor, exact: bool = False) -> Plan:
+    """The plan where sequence i has one query, row i of q. k_starts, k_lengths: (sequences,), on the GPU, where they
+    stay; exact: as above. It has no backward."""
+    tiles = torch.empty((len(k_starts), 4), dtype=torch.int64, device=k_starts.device)
+    tiles[:, 0] = torch.arange(len(k_starts), device=k_starts.device)
+    tiles[:, 1], tiles[:, 2], tiles[:, 3] = 1, k_starts, k_lengths
+    nowhere, ones = np.zeros(0, np.int64), np.ones(len(k_starts), np.int64)
+    return Plan(nowhere, ones, nowhere, nowhere, decoding=tiles)
 
 
 # A tile is a run of queries and a run of keys of one sequence, the last query seeing the last key, as

@@ -21,6 +21,7 @@ _ON_DEVICE = (
     "lora_weight",
     "prepare",
     "free_memory",
+    "Replays",
 )  # the ops that have no array to tell them where to work
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # there where an NVIDIA driver is: on Linux, and in Windows' Linux
 

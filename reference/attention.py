@@ -97,8 +97,18 @@ def attention_plan(
             alike[shape].append((q_start + first, rows, k_start, seen))
     some = q_lengths > 0
     in_groups = exact and instructions() == "AVX2"
-    blocks = [_padded(blocks, in_groups) for blocks in alike.values()]
+    blocks = [_padded(np.array(blocks), in_groups) for blocks in alike.values()]
     return Plan(blocks, k_starts[some], (k_starts + k_lengths)[some])
+
+
+def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Plan:
+    """The plan where sequence i has one query, row i of q. k_starts, k_lengths: (sequences,); exact: as above."""
+    in_groups = exact and instructions() == "AVX2"
+    row = np.arange(len(k_starts))
+    sequences = np.stack([row, np.ones_like(row), k_starts, k_lengths], axis=1)
+    _, shapes = np.frexp(k_lengths)  # bits of each length: up to half of a shape is padding
+    blocks = [_padded(sequences[shapes == shape], in_groups) for shape in np.unique(shapes)]
+    return Plan(blocks, k_starts, k_starts + k_lengths)
 
 
 def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) -> tuple[Array, Any]:
@@ -156,11 +166,11 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     return dq, dk, dv
 
 
-def _padded(blocks: list[tuple[int, int, int, int]], in_groups: bool) -> Blocks:
-    """Blocks of some rows that see some keys, each (first row of q, rows, first row of k, keys)."""
-    q_firsts, rows, k_firsts, seen = np.array(blocks).T[..., None]  # (blocks, 1)
-    sizes = [(rows, seen) for _, rows, _, seen in blocks]
-    most, most_seen = max(rows for rows, _ in sizes), max(seen for _, seen in sizes)
+def _padded(blocks: Index, in_groups: bool) -> Blocks:
+    """(blocks, 4): of some rows that see some keys, each (first row of q, rows, first row of k, keys)."""
+    q_firsts, rows, k_firsts, seen = blocks.T[..., None]  # (blocks, 1)
+    sizes = list(zip(rows[:, 0].tolist(), seen[:, 0].tolist(), strict=True))
+    most, most_seen = int(rows.max()), int(seen.max())
     row = np.arange(1 if most == 1 else -(-most // ROUND) * ROUND)
     key = np.arange(-(-most_seen // GROUP) * GROUP if in_groups else most_seen)
     own_row = np.minimum(row, rows - 1)

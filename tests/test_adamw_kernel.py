@@ -35,10 +35,11 @@ def test_the_kernel_equals_the_reference(n, scale, dtype, seed):
     param, grad, m, v = draw(seed, n)
     buffers = [x.astype(dtype) for x in (param, grad * scale, m * scale, v * min(scale, 1e10) ** 2)]
     answers = step(kernels, buffers, max_norm=0.0), step(reference, buffers, max_norm=0.0)
-    for actual, expected in zip(*answers, strict=True):
-        np.testing.assert_allclose(
-            actual, expected, rtol=TOLERANCE[np.dtype(dtype)], atol=1e-6 * min(scale, 1e-30)
-        )
+    before, gradient, mean, _ = (np.abs(x) for x in buffers)
+    terms = before, mean + gradient, 0  # param and m may be what is left of larger terms that cancel
+    for actual, expected, size in zip(*answers, terms, strict=True):
+        most = TOLERANCE[np.dtype(dtype)] * (np.abs(expected) + size) + 1e-6 * min(scale, 1e-30)
+        assert (np.abs(actual - expected) <= most).all()
 
 
 class Launches(list):

@@ -1,6 +1,7 @@
 """The networks that a sampler's rows go through: one base model with any number of adapters."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,7 @@ class Networks:
         self._placed = base.placed(ops)
         self._copies = not ops.BATCH_INVARIANT and base.weights.numbers * itemsize(ops.DTYPE) <= COPY_BYTES
         self._merged: tuple[Snapshot | None, Network] | None = None
-        self._stacked: tuple[list[Snapshot], dict[str, tuple[Array, Array]], Array] = ([], {}, None)
+        self._shared: tuple[list[Snapshot], Network] | None = None
 
     @cached_property
     def _weights(self) -> dict[str, Array]:
@@ -51,15 +52,24 @@ class Networks:
     def of(self, snapshots: list[Snapshot], owners: NDArray[np.int64], exact: bool = True) -> Network:
         """The base with the adapters of the rows; owners: (rows,) index into snapshots, -1 for the base. exact: as in
         Network."""
-        ops, config = self._ops, self._config
-        if not snapshots:
-            return Network(ops, config, self._weights, exact=exact)
-        if self._stacked[0] != snapshots:
-            self._stacked = ([], {}, None)  # the old ones are gone before the new ones are there
-            self._stacked = (snapshots, *_stack(ops, snapshots))
-        _, lora, scale = self._stacked
-        alone = ops.BATCH_INVARIANT and len(snapshots) == 1 and not owners.any()
-        return Network(ops, config, self._weights, lora, scale, None if alone else ops.array(owners), exact)
+        network = self.shared(snapshots, exact)
+        rows = self.rows(snapshots, owners)
+        return network if rows is None else replace(network, adapter=self._ops.array(rows))
+
+    def shared(self, snapshots: list[Snapshot], exact: bool = True) -> Network:
+        """What `of` gives, but for the rows: the same object as long as nothing else is asked for."""
+        if self._shared is None or self._shared[0] != snapshots:
+            self._shared = None  # the old ones are gone before the new ones are there
+            stacked = _stack(self._ops, snapshots) if snapshots else ({}, None)
+            self._shared = snapshots, Network(self._ops, self._config, self._weights, *stacked)
+        if self._shared[1].exact != exact:
+            self._shared = snapshots, replace(self._shared[1], exact=exact)
+        return self._shared[1]
+
+    def rows(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The adapter of each row as Network has it; None where there is one for all, or none."""
+        alone = self._ops.BATCH_INVARIANT and len(snapshots) == 1 and not owners.any()
+        return None if alone or not snapshots else owners
 
     def merged(self, snapshots: list[Snapshot | None]) -> Network | None:
         """A network for `fused_states` with the one adapter of all rows, formed into the weights once for many steps;

@@ -12,7 +12,7 @@ gives the same keys and values.
 import math
 import secrets
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +29,7 @@ from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
 from minitinker.model.fused import fused_states
 from minitinker.model.packing import micro_batches, pack_for_cache
-from minitinker.model.transformer import Network, hidden_states, logits_forward
+from minitinker.model.transformer import Network, decoding_places, hidden_states, logits_forward
 from minitinker.model.weights import BaseModel
 from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
 
@@ -98,6 +98,7 @@ class Sampler:
         """cache_bytes: of keys and values at most; None: half of the memory that is free now."""
         self._ops, self._base, self._cache_bytes = ops, base, cache_bytes
         self._networks = Networks(ops, base)
+        self._replays = ops.Replays()
         self._regions = Regions(ops, base.config, cache_bytes)
         # When somebody last found no room: self._regions.changes, and whose age it was.
         self._full: tuple[int, tuple[int, int]] | None = None
@@ -150,6 +151,7 @@ class Sampler:
         """Tell it to those who were in the step, or else first in line; the others begin again in an empty arena."""
         for sequence in list(self._running):
             self._give_up(sequence)
+        self._replays = self._ops.Replays()
         self._regions = Regions(self._ops, self._base.config, self._cache_bytes)
         self._full = None
         if isinstance(failure, MemoryError):  # told here, where the failed step's arrays are gone
@@ -259,18 +261,58 @@ class Sampler:
 
     def _advance(self, fed: list[tuple[_Sequence, int]]) -> None:
         """Feed so many tokens to each sequence, and draw a token from each that has none left."""
-        snapshots = distinct([s.request.snapshot for s, _ in fed])
-        owners = np.repeat(
-            [place(snapshots, s.request.snapshot) for s, _ in fed], [share for _, share in fed]
+        decode = all(s.tokens and s.done + 1 == s.length for s, _ in fed)
+        for sequence in self._decode([s for s, _ in fed]) if decode else self._take_in(fed):
+            if math.isnan(sequence.logprobs[-1]):
+                _fail_for_nan(sequence.active)
+            else:
+                self._end_if_over(sequence)
+        self._running = [sequence for sequence in self._running if sequence.region is not None]
+
+    def _decode(self, sequences: list[_Sequence]) -> list[_Sequence]:
+        """Where each is fed the token drawn last: the step that is repeated, so the backend may record it."""
+        snapshots, owners = self._owners(sequences)
+        parts, exact, merged = self._route(sequences, [1] * len(sequences), snapshots)
+        network = merged or self._networks.shared(snapshots, exact)
+        rows = None if merged else self._networks.rows(snapshots, owners)
+        cache = self._regions.arena.cache
+
+        def draw(tokens: Array, done: Array, regions: Array, *others: Array) -> tuple[Array, ...]:
+            net = network if rows is None else replace(network, adapter=others[-1])
+            places = decoding_places(net, tokens, done, regions)
+            h = fused_states(net, places, cache) if merged else hidden_states(net, places, cache)[0]
+            logits, _ = logits_forward(net, h)
+            return logits, *self._ops.sample(logits, *others[:4])
+
+        inputs = (
+            np.array([s.tokens[-1] for s in sequences]),
+            np.array([s.done for s in sequences]),
+            np.array([s.region.start for s in sequences if s.region is not None]),
+            *_options(sequences),
+            *([] if rows is None else [rows]),
         )
-        network, h = self._states(fed, snapshots, owners)
+        depends_on = [network, *cache.keys, *cache.values]
+        drawn = self._ops.side_by_side(
+            lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)), parts
+        )
+        for part, (logits, tokens, logprobs) in zip(parts, drawn, strict=True):
+            self._note_drawn(sequences[part.start : part.stop], logits, tokens, logprobs)
+        for sequence in sequences:
+            self._note_region(sequence, 1, exact)
+            sequence.done += 1
+        return sequences
+
+    def _take_in(self, fed: list[tuple[_Sequence, int]]) -> list[_Sequence]:
+        """Where there are parts of prompts, too. Returns who drew a token."""
+        sequences, shares = [s for s, _ in fed], [share for _, share in fed]
+        snapshots, owners = self._owners(sequences)
+        network, h = self._states(fed, snapshots, np.repeat(owners, shares))
         drawing: list[_Sequence] = []
         rows: list[int] = []
         end = 0
         for sequence, share in fed:
             end += share
-            if sequence.region is not None:
-                self._note_region(sequence.region, sequence, share, network.exact)
+            self._note_region(sequence, share, network.exact)
             if sequence.active.scores is None:
                 self._note_states(sequence, h[end - share : end], snapshots)
             sequence.done += share
@@ -281,33 +323,43 @@ class Sampler:
         if drawing:
             of_these = self._ops.array(np.array(rows))
             logits, _ = logits_forward(network.part(of_these), self._ops.embedding(of_these, h))
-            self._draw(drawing, logits)
-            for sequence in drawing:
-                if math.isnan(sequence.logprobs[-1]):
-                    _fail_for_nan(sequence.active)
-                else:
-                    self._end_if_over(sequence)
-        self._running = [sequence for sequence in self._running if sequence.region is not None]
+            options = [self._ops.array(x) for x in _options(drawing)]
+            self._note_drawn(drawing, logits, *self._ops.sample(logits, *options))
+        return drawing
 
-    def _states(
-        self, fed: list[tuple[_Sequence, int]], snapshots: list[Snapshot], owners: NDArray[np.int64]
-    ) -> tuple[Network, Array]:
-        """The network of all tokens fed, and their final states, (tokens, hidden_size). owners: (tokens,), as in
-        Networks.of."""
-        ops, cache = self._ops, self._regions.arena.cache
-        parts = [range(len(fed))]
-        large = len(owners) * self._base.config.hidden_size >= SMALL
+    @staticmethod
+    def _owners(sequences: list[_Sequence]) -> tuple[list[Snapshot], Index]:
+        """The adapters of the sequences, and which of them is each one's; -1 for the base."""
+        snapshots = distinct([s.request.snapshot for s in sequences])
+        return snapshots, np.array([place(snapshots, s.request.snapshot) for s in sequences])
+
+    def _route(
+        self, sequences: list[_Sequence], shares: list[int], snapshots: list[Snapshot]
+    ) -> tuple[list[range], bool, Network | None]:
+        """How so many tokens of each sequence go through: in which parts, side by side; whether with a seed's bits; and
+        through which merged network, if not through the one of all snapshots."""
+        parts, ops = [range(len(sequences))], self._ops
+        large = sum(shares) * self._base.config.hidden_size >= SMALL
         large = large or (len(snapshots) > 1 and sum(snapshot.spec.size for snapshot in snapshots) >= MANY)
         if large:
-            parts = micro_batches([share for _, share in fed], ops.width())
+            parts = micro_batches(shares, ops.width())
         if large and len(parts) == 1:
             self._one_core.close()
         elif not self._on_one_core:
             self._on_one_core = True
             self._one_core.enter_context(ops.on_one_core())
             self._one_core.callback(setattr, self, "_on_one_core", False)
-        exact = ops.BATCH_INVARIANT or any(_asks_for_bits(s) for s, _ in fed)
-        merged = None if exact else self._networks.merged([s.request.snapshot for s, _ in fed])
+        exact = ops.BATCH_INVARIANT or any(_asks_for_bits(s) for s in sequences)
+        merged = None if exact else self._networks.merged([s.request.snapshot for s in sequences])
+        return parts, exact, merged
+
+    def _states(
+        self, fed: list[tuple[_Sequence, int]], snapshots: list[Snapshot], owners: Index
+    ) -> tuple[Network, Array]:
+        """The network of all tokens fed, and their final states, (tokens, hidden_size). owners: (tokens,), as in
+        Networks.of."""
+        cache = self._regions.arena.cache
+        parts, exact, merged = self._route([s for s, _ in fed], [share for _, share in fed], snapshots)
         network = merged or self._networks.of(snapshots, owners, exact)
 
         def pass_through(part: range) -> Array:
@@ -323,14 +375,16 @@ class Sampler:
                 return fused_states(merged, batch, cache)
             return hidden_states(network.part(rows), batch, cache)[0]
 
-        return network, self._in_one(ops.side_by_side(pass_through, parts))
+        return network, self._in_one(self._ops.side_by_side(pass_through, parts))
 
     @staticmethod
-    def _note_region(region: Region, sequence: _Sequence, share: int, exact: bool) -> None:
+    def _note_region(sequence: _Sequence, share: int, exact: bool) -> None:
         """Of the tokens just fed, how many are of the region's text, by the same weights and with a seed's bits."""
-        region.pure = region.pure and region.is_of(sequence.request.snapshot)
-        region.exact = region.exact and exact
-        region.done = min(sequence.done + share, len(region.text))
+        region = sequence.region
+        if region is not None:
+            region.pure = region.pure and region.is_of(sequence.request.snapshot)
+            region.exact = region.exact and exact
+            region.done = min(sequence.done + share, len(region.text))
 
     def _note_states(self, sequence: _Sequence, h: Array, snapshots: list[Snapshot]) -> None:
         """h: (tokens, hidden_size), the states of the tokens just fed, for what is asked about the prompt."""
@@ -390,19 +444,12 @@ class Sampler:
             target.region, target.done = self._regions.copy(source.region, source.done, rows), source.done
         return target.region is not None
 
-    def _draw(self, sequences: list[_Sequence], logits: Array) -> None:
-        requests = [s.request for s in sequences]
-        options = (
-            [s.uniforms.next() for s in sequences],
-            [r.temperature for r in requests],
-            [r.top_k for r in requests],
-            [r.top_p for r in requests],
-        )
-        tokens, logprobs = self._ops.sample(logits, *(self._ops.array(np.array(x)) for x in options))
+    def _note_drawn(self, sequences: list[_Sequence], logits: Array, tokens: Array, logprobs: Array) -> None:
+        """logits: (sequences, vocab), tokens and logprobs: (sequences,), from `ops.sample`."""
         for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
-        asked = [i for i, request in enumerate(requests) if request.top_logprobs]
+        asked = [i for i, sequence in enumerate(sequences) if sequence.request.top_logprobs]
         if asked:
             self._add_likeliest([sequences[i] for i in asked], logits[asked])
 
@@ -467,6 +514,17 @@ def _asks_for_bits(sequence: _Sequence) -> bool:
     """Whether the same shall come out again to the last bit: by a seed, and of what is said about a prompt."""
     request, scored = sequence.request, sequence.active.scores is not None
     return request.seed is not None or (not scored and first_scored(request) < len(request.prompt))
+
+
+def _options(sequences: list[_Sequence]) -> list[NDArray[Any]]:
+    """What `ops.sample` is told beside the logits, (sequences,) each."""
+    requests = [s.request for s in sequences]
+    return [
+        np.array([s.uniforms.next() for s in sequences]),
+        np.array([r.temperature for r in requests]),
+        np.array([r.top_k for r in requests]),
+        np.array([r.top_p for r in requests]),
+    ]
 
 
 def _fail_for_nan(active: _Active) -> None:

@@ -45,11 +45,11 @@ def fuse(config: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
     return fused
 
 
-def fused_states(net: Network, batch: Packed, cache: KVCache) -> Array:
+def fused_states(net: Network, batch: Packed | Places, cache: KVCache) -> Array:
     """The final, normed states: (tokens, hidden_size), as `hidden_states` gives them but for rounding. net: of weights
     from `fuse`."""
-    places = places_of(net, batch, cached=True)
-    x = net.ops.embedding(net.ops.array(batch.tokens), net.weights[EMBEDDING])
+    places = places_of(net, batch, cached=True) if isinstance(batch, Packed) else batch
+    x = net.ops.embedding(places.tokens, net.weights[EMBEDDING])
     for i, keys_and_values in enumerate(zip(cache.keys, cache.values, strict=True)):
         x = _layer(net, f"model.layers.{i}", x, places, *keys_and_values)
     return norm_forward(net, "model.norm", x)[0]

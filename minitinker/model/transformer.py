@@ -9,8 +9,9 @@ Every function takes the network as a value and asks its ops for the arithmetic;
 cannot tell. A forward returns what its backward needs; a backward adds the gradients of A and B to `grads`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -58,16 +59,21 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the tokens of a batch are, as every layer needs it: the turns of their positions, (cos, sin); where
-    sequences have queries and keys; and the rows of the cache that they are written to, if there is one."""
+    """The tokens of a batch, and where they are as every layer needs it: the turns of their positions, (cos, sin);
+    where sequences have queries and keys; and the rows of the cache that they are written to, if there is one."""
 
+    tokens: Array
     rope: tuple[Array, Array]
     plan: Any
     cache_rows: Array
 
 
 def hidden_states(
-    net: Network, batch: Packed, cache: KVCache | None = None, keep: bool = False, recompute: bool = False
+    net: Network,
+    batch: Packed | Places,
+    cache: KVCache | None = None,
+    keep: bool = False,
+    recompute: bool = False,
 ) -> tuple[Array, Any]:
     """The final, normed states: (tokens, hidden_size), and, if `keep`, what the backward needs.
 
@@ -76,8 +82,8 @@ def hidden_states(
     a small part of the memory.
     """
     config, ops = net.config, net.ops
-    places = places_of(net, batch, cached=cache is not None)
-    x = ops.embedding(ops.array(batch.tokens), net.weights[EMBEDDING])
+    places = places_of(net, batch, cached=cache is not None) if isinstance(batch, Packed) else batch
+    x = ops.embedding(places.tokens, net.weights[EMBEDDING])
     saved_layers = []
     for i in range(config.num_hidden_layers):
         y, saved_layer = _layer_forward(net, i, x, places, cache)
@@ -89,14 +95,30 @@ def hidden_states(
 
 
 def places_of(net: Network, batch: Packed, cached: bool) -> Places:
-    config, ops = net.config, net.ops
-    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    ops = net.ops
     places = batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths
     return Places(
-        rope=ops.rope_table(ops.array(batch.positions), ops.array(frequencies)),
+        tokens=ops.array(batch.tokens),
+        rope=_rope(net, ops.array(batch.positions)),
         plan=ops.attention_plan(*places, net.exact),
         cache_rows=ops.array(batch.cache_rows) if cached else None,
     )
+
+
+def decoding_places(net: Network, tokens: Array, done: Array, regions: Array) -> Places:
+    """Of the next token of each sequence: as places_of has them for the batch that `pack_for_cache` makes of these, all
+    (sequences,), but of arrays of the backend, which are not looked at."""
+    plan = net.ops.decoding_plan(regions, done + 1, net.exact)
+    return Places(tokens, _rope(net, done), plan, cache_rows=regions + done)
+
+
+def _rope(net: Network, positions: Array) -> tuple[Array, Array]:
+    return net.ops.rope_table(positions, _frequencies(net.ops.array, net.config))  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=8)
+def _frequencies(array: Callable[[Any], Array], config: ModelConfig) -> Array:
+    return array(rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
 
 
 def hidden_states_backward(net: Network, dh: Array, saved: Any, grads: Grads) -> None:
