@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .array import sum_dtype
 
-TILE = 2048  # numbers at once
+TILE, WARPS = 2048, 8  # numbers at once, of a program of so many warps
 CHUNK = 65_536  # numbers of the gradient that one program adds up
 
 
@@ -81,11 +81,12 @@ def adamw_(
     scalars = torch.tensor(
         [clip, 1 - lr * weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, root_correction, eps, step_size],
         dtype=torch.float64,
-        device=param.device,
     )
+    if param.is_cuda:  # from pinned memory, which nobody waits for
+        scalars = scalars.pin_memory().to(param.device, non_blocking=True)
     n = len(param)
     _step_kernel[(triton.cdiv(n, TILE),)](
-        param, grad.contiguous(), m, v, copy, scalars, n, sum_dtype(param), TILE, num_warps=8
+        param, grad.contiguous(), m, v, copy, scalars, n, sum_dtype(param), TILE, num_warps=WARPS
     )
 
 

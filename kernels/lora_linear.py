@@ -10,10 +10,11 @@ W + s B A is never formed for the rows to go through: a choice by the number of 
 Three kernels, each for both directions, since W^T and A^T are W and A with other strides:
 
 narrow     xa = s x A^T                    u  = s dy B
-product    y  = x W^T + xa B^T + bias      dx = dy W + u A       both products into one accumulator
+product    y  = xa B^T + x W^T + bias      dx = u A + dy W       both products into one accumulator
 gradient   dB = dy^T xa                    dA = u^T x            chunks of tokens first, then their sum
 
-Rows of many adapters stand in one tile in any order; each product of an adapter changes its own rows only.
+Rows of many adapters stand in one tile in any order. For them a fourth kernel, `expand`, forms xa B^T, one program for
+each adapter of a tile's rows, and the product begins from what it wrote in full precision: the same bits.
 """
 
 from typing import Any
@@ -26,19 +27,23 @@ from .array import array, sum_dtype
 
 # The order of every sum: over d_in, d_out, rank and tokens in blocks of this many numbers, by dtype alone.
 _BLOCK_K = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 16}
-# The tiles partition the output and order no sum, so they may vary: rows, columns, warps, stages of the pipeline.
-# A few rows (decoding) take narrow tiles, so that all multiprocessors read from W. 64 rows are the fewest: below
-# that Hopper takes another instruction, which may round otherwise. Without tensor cores, as in float32, operands
-# go through registers, and tiles are small.
+# The tiles partition the output and order no sum, so they may vary: rows, columns, numbers of d_in at once, warps,
+# stages of the pipeline. A few rows (decoding) take narrow tiles, so that all multiprocessors read from W. 64 rows are
+# the fewest: below that Hopper takes another instruction, which may round otherwise. With tensor cores a block of d_in
+# is added up 16 numbers after the other, so its size orders nothing. Without them, as in float32, operands go through
+# registers, and tiles are small.
 _FEW_ROWS = 128
-_TILE_OF_FEW = {torch.bfloat16: (64, 32, 4, 8), torch.float32: (64, 32, 4, 4), torch.float64: (64, 32, 4, 3)}
-_TILE_OF_MANY = {
-    torch.bfloat16: (128, 256, 8, 4),
-    torch.float32: (64, 64, 4, 3),
-    torch.float64: (64, 64, 4, 3),
+_TILE_OF_FEW = {
+    torch.bfloat16: (64, 32, 64, 4, 8),
+    torch.float32: (64, 32, 32, 4, 4),
+    torch.float64: (64, 32, 16, 4, 3),
 }
-# Where each row has an adapter of its own, registers hold two accumulators, each of half as many columns.
-_TILE_OF_MIXED = _TILE_OF_FEW | {torch.bfloat16: (128, 128, 8, 4)}
+_TILE_OF_MANY = {
+    torch.bfloat16: (128, 256, 64, 8, 4),
+    torch.float32: (64, 64, 32, 4, 3),
+    torch.float64: (64, 64, 16, 4, 3),
+}
+_NARROW_OF_FEW = (16, 2, 4, 8)  # columns over rank, blocks of d_in at once, warps, stages
 _MOST_RANK = {torch.bfloat16: 128, torch.float32: 64, torch.float64: 64}  # columns of a tile over rank
 _CHUNK = 512  # tokens of one partial sum of dA, dB
 _PARTIAL_BYTES = 64 << 20  # of partial sums that exist at once, about
@@ -107,7 +112,8 @@ def _narrow(
     tokens, d_in = x.shape
     adapters, rank, _ = a.shape
     xa = torch.empty((tokens, rank), dtype=x.dtype, device=x.device)
-    block_r = 16 if tokens <= _FEW_ROWS else _block_r(rank, x.dtype)
+    few = tokens <= _FEW_ROWS
+    block_r, blocks, warps, stages = _NARROW_OF_FEW if few else (_block_r(rank, x.dtype), 2, 4, 4)
     grid = (triton.cdiv(tokens, 64), triton.cdiv(rank, block_r), 1 if adapter is None else adapters)
     _narrow_kernel[grid](
         x,
@@ -121,9 +127,10 @@ def _narrow(
         *a.stride(),
         BLOCK_M=64,
         BLOCK_R=block_r,
-        BLOCK_K=2 * _BLOCK_K[x.dtype],
+        BLOCK_K=blocks * _BLOCK_K[x.dtype],
         SUM=sum_dtype(x),
-        num_stages=8 if tokens <= _FEW_ROWS else 4,
+        num_warps=warps,
+        num_stages=stages,
     )
     return xa
 
@@ -181,13 +188,12 @@ def _product(
     """x: (tokens, d_in), w: (d_out, d_in), xa: (tokens, rank), b: (adapters, d_out, rank) -> y: (tokens, d_out)."""
     tokens, d_in = x.shape
     d_out = len(w)
-    adapters, _, rank = (0, 0, 0) if b is None else b.shape
-    if tokens <= _FEW_ROWS:
-        tile = _TILE_OF_FEW[x.dtype]
-    else:
-        tile = (_TILE_OF_MANY if adapter is None else _TILE_OF_MIXED)[x.dtype]
-    block_m, block_n, warps, stages = tile
+    rank = 0 if b is None else b.shape[2]
+    block_m, block_n, block_k, warps, stages = (_TILE_OF_FEW if tokens <= _FEW_ROWS else _TILE_OF_MANY)[
+        x.dtype
+    ]
     y = torch.empty((tokens, d_out), dtype=x.dtype, device=x.device)
+    expanded = None if xa is None or b is None or adapter is None else _expand(xa, b, adapter)
     grid = (triton.cdiv(tokens, block_m) * triton.cdiv(d_out, block_n),)
     _product_kernel[grid](
         x,
@@ -196,17 +202,18 @@ def _product(
         xa,
         b,
         adapter,
+        expanded,
         y,
         tokens,
         d_in,
         d_out,
         rank,
-        adapters,
         *w.stride(),
-        *((0, 0, 0) if b is None else b.stride()),
+        *((0, 0) if b is None else b.stride()[1:]),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
-        BLOCK_K=_BLOCK_K[x.dtype],
+        BLOCK_K=block_k,
+        BLOCK_R=_BLOCK_K[x.dtype],
         SUM=sum_dtype(x),
         num_warps=warps,
         num_stages=stages,
@@ -214,7 +221,7 @@ def _product(
     return y
 
 
-@triton.jit(do_not_specialize=["tokens", "adapters"])
+@triton.jit(do_not_specialize=["tokens"])
 def _product_kernel(
     x_ptr,
     w_ptr,
@@ -222,20 +229,20 @@ def _product_kernel(
     xa_ptr,
     b_ptr,
     adapter_ptr,
+    expanded_ptr,
     y_ptr,
     tokens,
     d_in,
     d_out,
     rank,
-    adapters,
     w_stride_out,
     w_stride_in,
-    b_stride,
     b_stride_out,
     b_stride_rank,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     SUM: tl.constexpr,
 ):
     # Programs that run at the same time share few rows of x and few of W: down 16 tiles, then to the right.
@@ -246,10 +253,19 @@ def _product_kernel(
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask, column_mask = (rows < tokens)[:, None], (columns < d_out)[None, :]
 
+    y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
+    y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
+    if expanded_ptr is not None:
+        has_one = (tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1) >= 0)[:, None]
+        y = tl.load(expanded_ptr + y_at, mask=has_one & column_mask, other=0.0)
+    elif xa_ptr is not None:
+        xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank
+        b_ptrs = b_ptr + columns.to(tl.int64)[None, :] * b_stride_out
+        y = _expansion(y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
+
     k = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
     w_ptrs = w_ptr + columns.to(tl.int64)[None, :] * w_stride_out + k[:, None] * w_stride_in
-    y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
     for start in range(0, d_in, BLOCK_K):
         inside = k < d_in - start
         x = tl.load(x_ptrs, mask=row_mask & inside[None, :], other=0.0)
@@ -258,40 +274,80 @@ def _product_kernel(
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K * w_stride_in
 
-    if xa_ptr is not None:
-        xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank + k[None, :]
-        b_ptrs = b_ptr + columns.to(tl.int64)[None, :] * b_stride_out + k[:, None] * b_stride_rank
-        if adapter_ptr is None:
-            y = _plus_expansion(y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_K, SUM)
-        else:
-            adapter = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1)
-            for i in range(adapters):
-                mine = (adapter == i)[:, None]
-                if tl.max((adapter == i).to(tl.int32), axis=0) > 0:
-                    theirs = _plus_expansion(
-                        y, xa_ptrs, b_ptrs, mine, column_mask, rank, b_stride_rank, BLOCK_K, SUM
-                    )
-                    # Chosen, not added as zeros: what is not finite in this adapter stays out of other rows.
-                    y = tl.where(mine, theirs, y)
-                b_ptrs += b_stride
     if bias_ptr is not None:
         y += tl.load(bias_ptr + columns, mask=columns < d_out, other=0.0).to(SUM)[None, :]
-    y_ptrs = y_ptr + rows.to(tl.int64)[:, None] * d_out + columns[None, :]
-    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=row_mask & column_mask)
+    tl.store(y_ptr + y_at, y.to(y_ptr.dtype.element_ty), mask=row_mask & column_mask)
 
 
 @triton.jit
-def _plus_expansion(
-    y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_K: tl.constexpr, SUM: tl.constexpr
+def _expansion(
+    y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R: tl.constexpr, SUM: tl.constexpr
 ):
-    """y + xa B^T of one adapter."""
-    r = tl.arange(0, BLOCK_K)
-    for start in range(0, rank, BLOCK_K):
+    """y + xa B^T of one adapter. xa_ptrs: (rows, 1), b_ptrs: (1, columns)."""
+    r = tl.arange(0, BLOCK_R)
+    for start in range(0, rank, BLOCK_R):
         inside = r < rank - start
-        xa = tl.load(xa_ptrs + start, mask=row_mask & inside[None, :], other=0.0)
-        b = tl.load(b_ptrs + start * b_stride_rank, mask=inside[:, None] & column_mask, other=0.0)
+        xa_at, b_at = (start + r)[None, :], (start + r)[:, None] * b_stride_rank
+        xa = tl.load(xa_ptrs + xa_at, mask=row_mask & inside[None, :], other=0.0)
+        b = tl.load(b_ptrs + b_at, mask=inside[:, None] & column_mask, other=0.0)
         y = tl.dot(xa, b, y, input_precision="ieee", out_dtype=SUM)
     return y
+
+
+def _expand(xa: torch.Tensor, b: torch.Tensor, adapter: torch.Tensor) -> torch.Tensor:
+    """xa: (tokens, rank), b: (adapters, d_out, rank) -> xa B^T of each row's adapter: (tokens, d_out), in the dtype of
+    sums; rows without adapter unwritten."""
+    (tokens, rank), (adapters, d_out, _) = xa.shape, b.shape
+    block_n = 128 if xa.dtype == torch.bfloat16 else 32
+    expanded = torch.empty((tokens, d_out), dtype=_wide(xa), device=xa.device)
+    grid = (triton.cdiv(d_out, block_n), triton.cdiv(tokens, 64), adapters)
+    _expand_kernel[grid](
+        xa,
+        b,
+        adapter,
+        expanded,
+        tokens,
+        d_out,
+        rank,
+        *b.stride(),
+        BLOCK_M=64,
+        BLOCK_N=block_n,
+        BLOCK_R=_BLOCK_K[xa.dtype],
+        SUM=sum_dtype(xa),
+    )
+    return expanded
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _expand_kernel(
+    xa_ptr,
+    b_ptr,
+    adapter_ptr,
+    expanded_ptr,
+    tokens,
+    d_out,
+    rank,
+    b_stride,
+    b_stride_out,
+    b_stride_rank,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    i = tl.program_id(2)
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mine = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1) == i
+    if tl.max(mine.to(tl.int32), axis=0) == 0:
+        return
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_mask, column_mask = mine[:, None], (columns < d_out)[None, :]
+    xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank
+    b_ptrs = b_ptr + tl.cast(i, tl.int64) * b_stride + columns.to(tl.int64)[None, :] * b_stride_out
+    y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
+    y = _expansion(y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
+    y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
+    tl.store(expanded_ptr + y_at, y, mask=row_mask & column_mask)
 
 
 def _gradient(u: torch.Tensor, x: torch.Tensor, adapter: torch.Tensor | None, da: torch.Tensor) -> None:
