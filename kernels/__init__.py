@@ -18,8 +18,22 @@ from .array import DEVICE, DTYPE, array, place, to_numpy, zeros
 from .attention import attention_backward, attention_forward, attention_plan, decoding_plan
 from .embedding import embedding
 from .logprob import logprob_backward, logprob_forward
-from .lora_linear import lora_linear_backward, lora_linear_forward, lora_panels, lora_weight
-from .memory import BATCH_INVARIANT, HEAD_BYTES, MICRO_BATCH_TOKENS, OutOfMemory, free_memory, prepare
+from .lora_linear import (
+    lora_linear_backward,
+    lora_linear_forward,
+    lora_linears_forward,
+    lora_panels,
+    lora_weight,
+)
+from .memory import (
+    BATCH_INVARIANT,
+    CHUNK_TOKENS,
+    HEAD_BYTES,
+    MICRO_BATCH_TOKENS,
+    OutOfMemory,
+    free_memory,
+    prepare,
+)
 from .replay import Replays
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward, rope_table
@@ -29,6 +43,7 @@ from .swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
     "BATCH_INVARIANT",
+    "CHUNK_TOKENS",
     "DEVICE",
     "DTYPE",
     "HEAD_BYTES",
@@ -48,6 +63,7 @@ __all__ = [
     "logprob_forward",
     "lora_linear_backward",
     "lora_linear_forward",
+    "lora_linears_forward",
     "lora_panels",
     "lora_weight",
     "on_one_core",

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .array import sum_dtype
 
-TILE, WARPS = 2048, 8  # numbers at once, of a program of so many warps
+TILE, WARPS = 1024, 4  # numbers at once, of a program of so many warps
 CHUNK = 65_536  # numbers of the gradient that one program adds up
 
 

@@ -13,10 +13,12 @@ narrow     xa = s x A^T                    u  = s dy B
 product    y  = xa B^T + x W^T + bias      dx = u A + dy W       both products into one accumulator
 gradient   dB = dy^T xa                    dA = u^T x            chunks of tokens first, then their sum
 
-Rows of many adapters stand in one tile in any order. For them a fourth kernel, `expand`, forms xa B^T, one program for
-each adapter of a tile's rows, and the product begins from what it wrote in full precision: the same bits.
+Linears of the same x, as those of q, k and v, share the launches. Rows of many adapters stand in one tile in any order;
+for them a fourth kernel, `expand`, forms xa B^T, one program for each adapter of a tile's rows, and the product begins
+from what it wrote in full precision: the same bits.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ import triton
 import triton.language as tl
 
 from .array import array, sum_dtype
+
+Tensors = tuple[torch.Tensor, ...]  # of each linear
+Linear = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # w, bias, a, b
 
 # The order of every sum: over d_in, d_out, rank and tokens in blocks of this many numbers, by dtype alone.
 _BLOCK_K = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 16}
@@ -43,7 +48,9 @@ _TILE_OF_MANY = {
     torch.float32: (64, 64, 32, 4, 3),
     torch.float64: (64, 64, 16, 4, 3),
 }
-_NARROW_OF_FEW = (16, 2, 4, 8)  # columns over rank, blocks of d_in at once, warps, stages
+# Where a product begins from what `expand` wrote, that takes registers, too.
+_TILE_OF_MIXED = _TILE_OF_MANY | {torch.bfloat16: (128, 128, 64, 8, 4)}
+_NARROW_OF_FEW = (16, 4, 4, 4)  # columns over rank, blocks of d_in at once, warps, stages
 _MOST_RANK = {torch.bfloat16: 128, torch.float32: 64, torch.float64: 64}  # columns of a tile over rank
 _CHUNK = 512  # tokens of one partial sum of dA, dB
 _PARTIAL_BYTES = 64 << 20  # of partial sums that exist at once, about
@@ -66,14 +73,37 @@ def lora_linear_forward(
     exact: whether a row shall have its bits among any others, which here it always has.
     x, w, bias, a and b have one dtype, y too; scale is float32. w, a and b may have any strides.
     """
+    return lora_linears_forward(x, [(w, bias, a, b)], scale, adapter, exact)[0]
+
+
+def lora_linears_forward(
+    x: torch.Tensor,
+    linears: Sequence[Linear],
+    scale: torch.Tensor | None,
+    adapter: torch.Tensor | None,
+    exact: bool = False,
+) -> list[tuple[torch.Tensor, Any]]:
+    """What `lora_linear_forward` gives for each of several linears (w, bias, a, b) of the same x, to the bit, from
+    launches that they share where they differ in d_out alone."""
     x = x.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    if a is None or b is None or scale is None:
-        return _product(x, w, bias), (x, w, None, None, None, None, None)
+    if len(linears) > 1 and len({_layout(linear) for linear in linears}) > 1:
+        return [one for linear in linears for one in lora_linears_forward(x, [linear], scale, adapter, exact)]
+    ws, biases, a, b = zip(*linears, strict=True)
+    added = None if biases[0] is None else tuple(bias.contiguous() for bias in biases)
+    if a[0] is None or b[0] is None or scale is None:
+        return [(y, (x, w, *[None] * 5)) for w, y in zip(ws, _product(x, ws, added), strict=True)]
     scale = scale.contiguous()
     adapter = None if adapter is None else adapter.contiguous()
     xa = _narrow(x, a, scale, adapter)
-    return _product(x, w, bias, xa, b, adapter), (x, w, a, b, scale, adapter, xa)
+    saved = [(x, w, *ab, scale, adapter, own) for w, *ab, own in zip(ws, a, b, xa, strict=True)]
+    return list(zip(_product(x, ws, added, xa, b, adapter), saved, strict=True))
+
+
+def _layout(linear: Linear) -> Any:
+    """What linears that share launches have in common."""
+    w, bias, a, b = linear
+    adapted = None if a is None or b is None else (a.shape, a.stride(), b.stride()[1:])
+    return w.stride(), bias is None, adapted
 
 
 def lora_linear_backward(
@@ -86,11 +116,11 @@ def lora_linear_backward(
     x, w, a, b, scale, adapter, xa = saved
     dy = dy.contiguous()
     if a is None:
-        return _product(dy, w.mT, None), None, None
-    u = _narrow(dy, b.mT, scale, adapter)
-    dx = _product(dy, w.mT, None, u, a.mT, adapter)
+        return _product(dy, (w.mT,), None)[0], None, None
+    u = _narrow(dy, (b.mT,), scale, adapter)
+    (dx,) = _product(dy, (w.mT,), None, u, (a.mT,), adapter)
     da, db = (torch.zeros(like.shape, dtype=_wide(dy), device=dy.device) for like in (a, b))
-    _gradient(u, x, adapter, da)
+    _gradient(u[0], x, adapter, da)
     _gradient(xa, dy, adapter, db.mT)
     return dx, da, db
 
@@ -105,16 +135,19 @@ def lora_panels(w: torch.Tensor) -> torch.Tensor:
     return w
 
 
-def _narrow(
-    x: torch.Tensor, a: torch.Tensor, scale: torch.Tensor, adapter: torch.Tensor | None
-) -> torch.Tensor:
-    """x: (tokens, d_in), a: (adapters, rank, d_in) -> s x A^T: (tokens, rank), rows without adapter unwritten."""
+def _narrow(x: torch.Tensor, a: Tensors, scale: torch.Tensor, adapter: torch.Tensor | None) -> torch.Tensor:
+    """x: (tokens, d_in), a: (adapters, rank, d_in) each -> s x A^T: (linears, tokens, rank), rows without adapter
+    unwritten."""
     tokens, d_in = x.shape
-    adapters, rank, _ = a.shape
-    xa = torch.empty((tokens, rank), dtype=x.dtype, device=x.device)
+    adapters, rank, _ = a[0].shape
+    xa = torch.empty((len(a), tokens, rank), dtype=x.dtype, device=x.device)
     few = tokens <= _FEW_ROWS
     block_r, blocks, warps, stages = _NARROW_OF_FEW if few else (_block_r(rank, x.dtype), 2, 4, 4)
-    grid = (triton.cdiv(tokens, 64), triton.cdiv(rank, block_r), 1 if adapter is None else adapters)
+    grid = (
+        triton.cdiv(tokens, 64),
+        len(a) * triton.cdiv(rank, block_r),
+        1 if adapter is None else adapters,
+    )
     _narrow_kernel[grid](
         x,
         a,
@@ -124,7 +157,7 @@ def _narrow(
         tokens,
         d_in,
         rank,
-        *a.stride(),
+        *a[0].stride(),
         BLOCK_M=64,
         BLOCK_R=block_r,
         BLOCK_K=blocks * _BLOCK_K[x.dtype],
@@ -138,7 +171,7 @@ def _narrow(
 @triton.jit(do_not_specialize=["tokens"])
 def _narrow_kernel(
     x_ptr,
-    a_ptr,
+    a_ptrs,
     scale_ptr,
     adapter_ptr,
     xa_ptr,
@@ -160,56 +193,62 @@ def _narrow_kernel(
         mine = mine & (tl.load(adapter_ptr + rows, mask=mine, other=-1) == i)
     if tl.max(mine.to(tl.int32), axis=0) == 0:
         return
-    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    rank_tiles = tl.cdiv(rank, BLOCK_R)
+    linear, a_ptr = tl.program_id(1) // rank_tiles, a_ptrs[0]
+    for j in tl.static_range(1, len(a_ptrs)):
+        if linear == j:
+            a_ptr = a_ptrs[j]
+    r = tl.program_id(1) % rank_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
     k = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
-    a_ptrs = a_ptr + tl.cast(i, tl.int64) * a_stride + r[None, :] * a_stride_rank + k[:, None] * a_stride_in
+    a_ptrs_k = a_ptr + tl.cast(i, tl.int64) * a_stride + r[None, :] * a_stride_rank + k[:, None] * a_stride_in
     xa = tl.zeros((BLOCK_M, BLOCK_R), SUM)
     for start in range(0, d_in, BLOCK_K):
         inside = k < d_in - start
         x = tl.load(x_ptrs, mask=mine[:, None] & inside[None, :], other=0.0)
-        a = tl.load(a_ptrs, mask=inside[:, None] & (r < rank)[None, :], other=0.0)
+        a = tl.load(a_ptrs_k, mask=inside[:, None] & (r < rank)[None, :], other=0.0)
         xa = tl.dot(x, a, xa, input_precision="ieee", out_dtype=SUM)
         x_ptrs += BLOCK_K
-        a_ptrs += BLOCK_K * a_stride_in
+        a_ptrs_k += BLOCK_K * a_stride_in
     xa = tl.load(scale_ptr + i).to(SUM) * xa
-    xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank + r[None, :]
-    tl.store(xa_ptrs, xa.to(xa_ptr.dtype.element_ty), mask=mine[:, None] & (r < rank)[None, :])
+    xa_at = (tl.cast(linear, tl.int64) * tokens + rows)[:, None] * rank + r[None, :]
+    tl.store(xa_ptr + xa_at, xa.to(xa_ptr.dtype.element_ty), mask=mine[:, None] & (r < rank)[None, :])
 
 
 def _product(
     x: torch.Tensor,
-    w: torch.Tensor,
-    bias: torch.Tensor | None,
+    w: Tensors,
+    biases: Tensors | None,
     xa: torch.Tensor | None = None,
-    b: torch.Tensor | None = None,
+    b: Tensors | None = None,
     adapter: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """x: (tokens, d_in), w: (d_out, d_in), xa: (tokens, rank), b: (adapters, d_out, rank) -> y: (tokens, d_out)."""
+) -> list[torch.Tensor]:
+    """x: (tokens, d_in), w: (d_out, d_in) each, xa: (linears, tokens, rank), b: (adapters, d_out, rank) each
+    -> y: (tokens, d_out) each."""
     tokens, d_in = x.shape
-    d_out = len(w)
-    rank = 0 if b is None else b.shape[2]
-    block_m, block_n, block_k, warps, stages = (_TILE_OF_FEW if tokens <= _FEW_ROWS else _TILE_OF_MANY)[
-        x.dtype
-    ]
-    y = torch.empty((tokens, d_out), dtype=x.dtype, device=x.device)
+    d_out = tuple(map(len, w))
+    tiles = _TILE_OF_MANY if adapter is None else _TILE_OF_MIXED
+    block_m, block_n, block_k, warps, stages = (_TILE_OF_FEW if tokens <= _FEW_ROWS else tiles)[x.dtype]
+    y = [torch.empty((tokens, n), dtype=x.dtype, device=x.device) for n in d_out]
     expanded = None if xa is None or b is None or adapter is None else _expand(xa, b, adapter)
-    grid = (triton.cdiv(tokens, block_m) * triton.cdiv(d_out, block_n),)
+    grid = (triton.cdiv(tokens, block_m) * sum(triton.cdiv(n, block_n) for n in d_out),)
     _product_kernel[grid](
         x,
         w,
-        bias,
+        biases,
         xa,
         b,
         adapter,
         expanded,
-        y,
+        tuple(y),
         tokens,
         d_in,
         d_out,
-        rank,
-        *w.stride(),
-        *((0, 0) if b is None else b.stride()[1:]),
+        sum(triton.cdiv(n, block_n) for n in d_out),
+        sum(d_out),
+        0 if xa is None else xa.shape[2],
+        *w[0].stride(),
+        *((0, 0) if b is None else b[0].stride()[1:]),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
@@ -221,19 +260,21 @@ def _product(
     return y
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "column_tiles"])
 def _product_kernel(
     x_ptr,
-    w_ptr,
-    bias_ptr,
+    w_ptrs,
+    bias_ptrs,
     xa_ptr,
-    b_ptr,
+    b_ptrs,
     adapter_ptr,
     expanded_ptr,
-    y_ptr,
+    y_ptrs,
     tokens,
     d_in,
-    d_out,
+    d_outs,
+    column_tiles,
+    all_d_out,
     rank,
     w_stride_out,
     w_stride_in,
@@ -246,61 +287,74 @@ def _product_kernel(
     SUM: tl.constexpr,
 ):
     # Programs that run at the same time share few rows of x and few of W: down 16 tiles, then to the right.
-    row_tiles, column_tiles = tl.cdiv(tokens, BLOCK_M), tl.cdiv(d_out, BLOCK_N)
+    row_tiles = tl.cdiv(tokens, BLOCK_M)
     pid = tl.program_id(0)
     row_tile, column_tile = tl.swizzle2d(pid // column_tiles, pid % column_tiles, row_tiles, column_tiles, 16)
+    # Which of the linears it is.
+    w_ptr, y_ptr, d_out, linear, before = w_ptrs[0], y_ptrs[0], d_outs[0], 0, 0
+    bias_ptr = None if bias_ptrs is None else bias_ptrs[0]
+    b_ptr = None if b_ptrs is None else b_ptrs[0]
+    for j in tl.static_range(1, len(w_ptrs)):
+        if column_tile >= tl.cdiv(d_outs[j - 1], BLOCK_N):
+            column_tile -= tl.cdiv(d_outs[j - 1], BLOCK_N)
+            w_ptr, y_ptr, d_out, linear, before = w_ptrs[j], y_ptrs[j], d_outs[j], j, before + d_outs[j - 1]
+            if bias_ptrs is not None:
+                bias_ptr = bias_ptrs[j]
+            if b_ptrs is not None:
+                b_ptr = b_ptrs[j]
+
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask, column_mask = (rows < tokens)[:, None], (columns < d_out)[None, :]
-
-    y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
     y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
     if expanded_ptr is not None:
         has_one = (tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1) >= 0)[:, None]
-        y = tl.load(expanded_ptr + y_at, mask=has_one & column_mask, other=0.0)
+        at = rows.to(tl.int64)[:, None] * all_d_out + before + columns[None, :]
+        y = tl.load(expanded_ptr + at, mask=has_one & column_mask, other=0.0)
     elif xa_ptr is not None:
-        xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank
-        b_ptrs = b_ptr + columns.to(tl.int64)[None, :] * b_stride_out
-        y = _expansion(y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
+        xa_row = xa_ptr + (tl.cast(linear, tl.int64) * tokens + rows)[:, None] * rank
+        b_row = b_ptr + columns.to(tl.int64)[None, :] * b_stride_out
+        y = _expansion(y, xa_row, b_row, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
 
     k = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
-    w_ptrs = w_ptr + columns.to(tl.int64)[None, :] * w_stride_out + k[:, None] * w_stride_in
+    w_ptrs_k = w_ptr + columns.to(tl.int64)[None, :] * w_stride_out + k[:, None] * w_stride_in
     for start in range(0, d_in, BLOCK_K):
         inside = k < d_in - start
         x = tl.load(x_ptrs, mask=row_mask & inside[None, :], other=0.0)
-        w = tl.load(w_ptrs, mask=inside[:, None] & column_mask, other=0.0)
+        w = tl.load(w_ptrs_k, mask=inside[:, None] & column_mask, other=0.0)
         y = tl.dot(x, w, y, input_precision="ieee", out_dtype=SUM)
         x_ptrs += BLOCK_K
-        w_ptrs += BLOCK_K * w_stride_in
+        w_ptrs_k += BLOCK_K * w_stride_in
 
     if bias_ptr is not None:
         y += tl.load(bias_ptr + columns, mask=columns < d_out, other=0.0).to(SUM)[None, :]
+    y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
     tl.store(y_ptr + y_at, y.to(y_ptr.dtype.element_ty), mask=row_mask & column_mask)
 
 
 @triton.jit
 def _expansion(
-    y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R: tl.constexpr, SUM: tl.constexpr
+    y, xa_row, b_row, row_mask, column_mask, rank, b_stride_rank, BLOCK_R: tl.constexpr, SUM: tl.constexpr
 ):
-    """y + xa B^T of one adapter. xa_ptrs: (rows, 1), b_ptrs: (1, columns)."""
+    """y + xa B^T of one adapter. xa_row: (rows, 1) and b_row: (1, columns) point to where each begins."""
     r = tl.arange(0, BLOCK_R)
     for start in range(0, rank, BLOCK_R):
         inside = r < rank - start
         xa_at, b_at = (start + r)[None, :], (start + r)[:, None] * b_stride_rank
-        xa = tl.load(xa_ptrs + xa_at, mask=row_mask & inside[None, :], other=0.0)
-        b = tl.load(b_ptrs + b_at, mask=inside[:, None] & column_mask, other=0.0)
+        xa = tl.load(xa_row + xa_at, mask=row_mask & inside[None, :], other=0.0)
+        b = tl.load(b_row + b_at, mask=inside[:, None] & column_mask, other=0.0)
         y = tl.dot(xa, b, y, input_precision="ieee", out_dtype=SUM)
     return y
 
 
-def _expand(xa: torch.Tensor, b: torch.Tensor, adapter: torch.Tensor) -> torch.Tensor:
-    """xa: (tokens, rank), b: (adapters, d_out, rank) -> xa B^T of each row's adapter: (tokens, d_out), in the dtype of
-    sums; rows without adapter unwritten."""
-    (tokens, rank), (adapters, d_out, _) = xa.shape, b.shape
+def _expand(xa: torch.Tensor, b: Tensors, adapter: torch.Tensor) -> torch.Tensor:
+    """xa: (linears, tokens, rank), b: (adapters, d_out, rank) each -> xa B^T of each row's adapter, one linear beside
+    the other: (tokens, all d_out), in the dtype of sums; rows without adapter unwritten."""
+    (_, tokens, rank), d_out = xa.shape, tuple(x.shape[1] for x in b)
     block_n = 128 if xa.dtype == torch.bfloat16 else 32
-    expanded = torch.empty((tokens, d_out), dtype=_wide(xa), device=xa.device)
-    grid = (triton.cdiv(d_out, block_n), triton.cdiv(tokens, 64), adapters)
+    expanded = torch.empty((tokens, sum(d_out)), dtype=_wide(xa), device=xa.device)
+    grid = (sum(triton.cdiv(n, block_n) for n in d_out), triton.cdiv(tokens, 64), len(b[0]))
     _expand_kernel[grid](
         xa,
         b,
@@ -308,8 +362,10 @@ def _expand(xa: torch.Tensor, b: torch.Tensor, adapter: torch.Tensor) -> torch.T
         expanded,
         tokens,
         d_out,
+        sum(d_out),
         rank,
-        *b.stride(),
+        tuple(x.stride(0) for x in b),
+        *b[0].stride()[1:],
         BLOCK_M=64,
         BLOCK_N=block_n,
         BLOCK_R=_BLOCK_K[xa.dtype],
@@ -321,13 +377,14 @@ def _expand(xa: torch.Tensor, b: torch.Tensor, adapter: torch.Tensor) -> torch.T
 @triton.jit(do_not_specialize=["tokens"])
 def _expand_kernel(
     xa_ptr,
-    b_ptr,
+    b_ptrs,
     adapter_ptr,
     expanded_ptr,
     tokens,
-    d_out,
+    d_outs,
+    all_d_out,
     rank,
-    b_stride,
+    b_strides,
     b_stride_out,
     b_stride_rank,
     BLOCK_M: tl.constexpr,
@@ -340,14 +397,26 @@ def _expand_kernel(
     mine = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1) == i
     if tl.max(mine.to(tl.int32), axis=0) == 0:
         return
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_tile = tl.program_id(0)
+    b_ptr, b_stride, d_out, linear, before = b_ptrs[0], b_strides[0], d_outs[0], 0, 0
+    for j in tl.static_range(1, len(b_ptrs)):
+        if column_tile >= tl.cdiv(d_outs[j - 1], BLOCK_N):
+            column_tile -= tl.cdiv(d_outs[j - 1], BLOCK_N)
+            b_ptr, b_stride, d_out, linear, before = (
+                b_ptrs[j],
+                b_strides[j],
+                d_outs[j],
+                j,
+                before + d_outs[j - 1],
+            )
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask, column_mask = mine[:, None], (columns < d_out)[None, :]
-    xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank
-    b_ptrs = b_ptr + tl.cast(i, tl.int64) * b_stride + columns.to(tl.int64)[None, :] * b_stride_out
+    xa_row = xa_ptr + (tl.cast(linear, tl.int64) * tokens + rows)[:, None] * rank
+    b_row = b_ptr + tl.cast(i, tl.int64) * b_stride + columns.to(tl.int64)[None, :] * b_stride_out
     y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
-    y = _expansion(y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
-    y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
-    tl.store(expanded_ptr + y_at, y, mask=row_mask & column_mask)
+    y = _expansion(y, xa_row, b_row, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
+    at = rows.to(tl.int64)[:, None] * all_d_out + before + columns[None, :]
+    tl.store(expanded_ptr + at, y, mask=row_mask & column_mask)
 
 
 def _gradient(u: torch.Tensor, x: torch.Tensor, adapter: torch.Tensor | None, da: torch.Tensor) -> None:

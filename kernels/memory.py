@@ -5,6 +5,7 @@ import torch
 from .array import DEVICE, INTERPRETED
 
 MICRO_BATCH_TOKENS = 16_384  # about, that go through the layers together
+CHUNK_TOKENS = 8192  # of prompts that a step of sampling takes in where others decode; fewer take as long
 HEAD_BYTES = 1 << 30  # of logits that exist at once, counted in float32
 BATCH_INVARIANT = True  # whether training's products give a row the same bits in any batch, as sampling's do
 

@@ -332,7 +332,7 @@ def test_a_prompt_in_chunks_beside_others_that_decode_gives_the_same(
     long = {"prompt": range(150), "samples": 2, "snapshot": snapshots[0], "prompt_logprobs": True}
     long |= {"top_prompt_logprobs": 2, "last_prompt_tokens": 40}
     expected = answer(Sampler(reference, model[0]), **long)
-    monkeypatch.setattr(sampler_file, "CHUNK", chunk)
+    monkeypatch.setattr(reference, "CHUNK_TOKENS", chunk)
     decoding, late = request(max_tokens=200), request(**long)
     sampler.add(decoding)
     sampler.step()
@@ -393,7 +393,7 @@ def test_nothing_is_taken_over_from_a_sample_whose_weights_changed_on_the_way(mo
 
 
 def test_a_prompt_that_gives_way_halfway_is_scored_as_if_it_had_not(model, snapshots, monkeypatch):
-    monkeypatch.setattr(sampler_file, "CHUNK", 4)
+    monkeypatch.setattr(reference, "CHUNK_TOKENS", 4)
     monkeypatch.setattr(sampler_file, "MORE_ROWS", 2)
     scored = {"prompt": range(60), "max_tokens": 1, "prompt_alternatives": 2, "snapshot": snapshots[0]}
     expected = answer(Sampler(reference, model[0]), **scored)
@@ -551,10 +551,10 @@ def test_memory_that_runs_out_is_told_with_what_would_have_fitted_and_the_sample
     assert len(tokens(answer(sampler))[0]) == 12
 
 
-def test_a_step_that_fails_is_told_only_to_those_in_it(model, monkeypatch):
+def test_a_step_that_fails_is_told_only_to_those_in_it(model):
     ops = SimpleNamespace(**vars(reference))
     sampler = Sampler(ops, model[0])
-    monkeypatch.setattr(sampler_file, "PROMPT_TOKENS", 3)  # one of these prompts at a time
+    ops.MICRO_BATCH_TOKENS = 3  # one of these prompts at a time
     first, second = request(), request()
     for one in (first, second):
         sampler.add(one)

@@ -35,8 +35,11 @@ class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
         self.trainer = make_trainer(base(), rank=3, spread=0.1)
         self.snapshots = [None, self.trainer.snapshot()]
         self.open, self.answered = [], []
-        self.sizes = sampler_file.MORE_ROWS, sampler_file.CHUNK
-        sampler_file.MORE_ROWS, sampler_file.CHUNK = 2, 16  # so that regions grow, and prompts come in pieces
+        self.sizes = sampler_file.MORE_ROWS, reference.CHUNK_TOKENS
+        sampler_file.MORE_ROWS, reference.CHUNK_TOKENS = (
+            2,
+            16,
+        )  # so that regions grow, and prompts come in pieces
 
     @rule(
         which=st.integers(0, 100),
@@ -116,7 +119,7 @@ class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
             assert not self.open
             taken = sum(region.rows for region in self.sampler._regions.kept)
             holes = sum(end - start for start, end in self.sampler._regions.arena._holes)
-            sampler_file.MORE_ROWS, sampler_file.CHUNK = self.sizes
+            sampler_file.MORE_ROWS, reference.CHUNK_TOKENS = self.sizes
             assert taken + holes == self.sampler._regions.arena.rows <= self.sampler._regions.arena.most_rows
 
 

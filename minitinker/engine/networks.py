@@ -108,9 +108,13 @@ def _stack(ops: ModuleType, snapshots: list[Snapshot]) -> tuple[dict[str, tuple[
     rank = -(-max(snapshot.spec.rank for snapshot in snapshots) // ROUND) * ROUND
     stacked = {}
     for name, (d_out, d_in) in {k: v for s in snapshots for k, v in s.spec.shapes.items()}.items():
-        # A^T and B^T lie row by row, as `lora_weight` lays W.
-        a = ops.zeros((len(single), d_in, rank), ops.DTYPE).swapaxes(-1, -2)
-        b = ops.zeros((len(single), rank, d_out), ops.DTYPE).swapaxes(-1, -2)
+        if ops.BATCH_INVARIANT:
+            a, b = (ops.zeros((len(single), *shape), ops.DTYPE) for shape in ((rank, d_in), (d_out, rank)))
+        else:  # A^T and B^T lie row by row, as `lora_weight` lays W
+            a, b = (
+                ops.zeros((len(single), *shape), ops.DTYPE).swapaxes(-1, -2)
+                for shape in ((d_in, rank), (rank, d_out))
+            )
         for i, (snapshot, adapters) in enumerate(zip(snapshots, single, strict=True)):
             if name in adapters:
                 own = snapshot.spec.rank

@@ -38,8 +38,6 @@ Index = NDArray[np.int64]
 
 SMALL = 1 << 14  # tokens x hidden_size of a step below which its products are too small to share among cores
 MANY = 1 << 23  # numbers in a step's adapters from which on they do share: reading these takes longest
-PROMPT_TOKENS = 2048  # of prompts that one step takes in; where others decode
-CHUNK = 256  # of them, so that these do not wait long
 SAMPLES = 1024  # sequences that go through together
 MORE_ROWS = 64  # rows of a region beyond what is known of its sequence; they double when they are full
 
@@ -201,7 +199,7 @@ class Sampler:
         """How many tokens each running sequence is fed: one where it decodes, of prompts as many as a step takes,
         the earliest first. Regions that are too small for that become larger, or their sequence waits."""
         missing = [s.length - s.done for s in self._running]
-        left = CHUNK if 1 in missing else PROMPT_TOKENS
+        left = self._ops.CHUNK_TOKENS if 1 in missing else self._ops.MICRO_BATCH_TOKENS
         shares = []
         for sequence, tokens in list(zip(self._running, missing, strict=True)):
             share = 1 if tokens == 1 else min(tokens, left)
