@@ -14,8 +14,8 @@ product    y  = xa B^T + x W^T + bias      dx = u A + dy W       both products i
 gradient   dB = dy^T xa                    dA = u^T x            chunks of tokens first, then their sum
 
 Linears of the same x, as those of q, k and v, share the launches. Rows of many adapters stand in one tile in any order;
-for them a fourth kernel, `expand`, forms xa B^T, one program for each adapter of a tile's rows, and the product begins
-from what it wrote in full precision: the same bits.
+for them `expand` forms xa and xa B^T, a program for each adapter of a tile's rows, and the product begins from what it
+wrote, in full precision: the same bits.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ _TILE_OF_MANY = {
 }
 # Where a product begins from what `expand` wrote, that takes registers, too.
 _TILE_OF_MIXED = _TILE_OF_MANY | {torch.bfloat16: (128, 128, 64, 8, 4)}
-_NARROW_OF_FEW = (16, 4, 4, 4)  # columns over rank, blocks of d_in at once, warps, stages
+_EXPANDED = 8  # tiles of columns that a program of `expand` does
 _MOST_RANK = {torch.bfloat16: 128, torch.float32: 64, torch.float64: 64}  # columns of a tile over rank
 _CHUNK = 512  # tokens of one partial sum of dA, dB
 _PARTIAL_BYTES = 64 << 20  # of partial sums that exist at once, about
@@ -94,9 +94,9 @@ def lora_linears_forward(
         return [(y, (x, w, *[None] * 5)) for w, y in zip(ws, _product(x, ws, added), strict=True)]
     scale = scale.contiguous()
     adapter = None if adapter is None else adapter.contiguous()
-    xa = _narrow(x, a, scale, adapter)
+    xa, expanded = (_narrow(x, a, scale), None) if adapter is None else _expand(x, a, b, scale, adapter)
     saved = [(x, w, *ab, scale, adapter, own) for w, *ab, own in zip(ws, a, b, xa, strict=True)]
-    return list(zip(_product(x, ws, added, xa, b, adapter), saved, strict=True))
+    return list(zip(_product(x, ws, added, xa, b, adapter, expanded), saved, strict=True))
 
 
 def _layout(linear: Linear) -> Any:
@@ -117,8 +117,9 @@ def lora_linear_backward(
     dy = dy.contiguous()
     if a is None:
         return _product(dy, (w.mT,), None)[0], None, None
-    u = _narrow(dy, (b.mT,), scale, adapter)
-    (dx,) = _product(dy, (w.mT,), None, u, (a.mT,), adapter)
+    bt, at = (b.mT,), (a.mT,)
+    u, expanded = (_narrow(dy, bt, scale), None) if adapter is None else _expand(dy, bt, at, scale, adapter)
+    (dx,) = _product(dy, (w.mT,), None, u, at, adapter, expanded)
     da, db = (torch.zeros(like.shape, dtype=_wide(dy), device=dy.device) for like in (a, b))
     _gradient(u[0], x, adapter, da)
     _gradient(xa, dy, adapter, db.mT)
@@ -135,35 +136,27 @@ def lora_panels(w: torch.Tensor) -> torch.Tensor:
     return w
 
 
-def _narrow(x: torch.Tensor, a: Tensors, scale: torch.Tensor, adapter: torch.Tensor | None) -> torch.Tensor:
-    """x: (tokens, d_in), a: (adapters, rank, d_in) each -> s x A^T: (linears, tokens, rank), rows without adapter
-    unwritten."""
+def _narrow(x: torch.Tensor, a: Tensors, scale: torch.Tensor) -> torch.Tensor:
+    """x: (tokens, d_in), a: (1, rank, d_in) each -> s x A^T: (linears, tokens, rank)."""
     tokens, d_in = x.shape
-    adapters, rank, _ = a[0].shape
+    rank = a[0].shape[1]
     xa = torch.empty((len(a), tokens, rank), dtype=x.dtype, device=x.device)
     few = tokens <= _FEW_ROWS
-    block_r, blocks, warps, stages = _NARROW_OF_FEW if few else (_block_r(rank, x.dtype), 2, 4, 4)
-    grid = (
-        triton.cdiv(tokens, 64),
-        len(a) * triton.cdiv(rank, block_r),
-        1 if adapter is None else adapters,
-    )
-    _narrow_kernel[grid](
+    block_r = 16 if few else _block_r(rank, x.dtype)
+    _narrow_kernel[triton.cdiv(tokens, 64), len(a) * triton.cdiv(rank, block_r)](
         x,
         a,
         scale,
-        adapter,
         xa,
         tokens,
         d_in,
         rank,
-        *a[0].stride(),
+        *a[0].stride()[1:],
         BLOCK_M=64,
         BLOCK_R=block_r,
-        BLOCK_K=blocks * _BLOCK_K[x.dtype],
+        BLOCK_K=_narrow_block_k(few, x.dtype),
         SUM=sum_dtype(x),
-        num_warps=warps,
-        num_stages=stages,
+        num_stages=4,
     )
     return xa
 
@@ -173,12 +166,10 @@ def _narrow_kernel(
     x_ptr,
     a_ptrs,
     scale_ptr,
-    adapter_ptr,
     xa_ptr,
     tokens,
     d_in,
     rank,
-    a_stride,
     a_stride_rank,
     a_stride_in,
     BLOCK_M: tl.constexpr,
@@ -186,33 +177,164 @@ def _narrow_kernel(
     BLOCK_K: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    i = tl.program_id(2)
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    mine = rows < tokens
-    if adapter_ptr is not None:
-        mine = mine & (tl.load(adapter_ptr + rows, mask=mine, other=-1) == i)
-    if tl.max(mine.to(tl.int32), axis=0) == 0:
-        return
     rank_tiles = tl.cdiv(rank, BLOCK_R)
     linear, a_ptr = tl.program_id(1) // rank_tiles, a_ptrs[0]
     for j in tl.static_range(1, len(a_ptrs)):
         if linear == j:
             a_ptr = a_ptrs[j]
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     r = tl.program_id(1) % rank_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
+    row_mask, r_mask = (rows < tokens)[:, None], (r < rank)[None, :]
+    x_row, a_row = x_ptr + rows.to(tl.int64)[:, None] * d_in, a_ptr + r[None, :] * a_stride_rank
+    xa = _reduction(x_row, a_row, row_mask, r_mask, d_in, a_stride_in, BLOCK_M, BLOCK_R, BLOCK_K, SUM)
+    xa = tl.load(scale_ptr).to(SUM) * xa
+    xa_at = (tl.cast(linear, tl.int64) * tokens + rows)[:, None] * rank + r[None, :]
+    tl.store(xa_ptr + xa_at, xa.to(xa_ptr.dtype.element_ty), mask=row_mask & r_mask)
+
+
+@triton.jit
+def _reduction(
+    x_row,
+    a_row,
+    row_mask,
+    r_mask,
+    d_in,
+    a_stride_in,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """x A^T of one adapter. x_row: (rows, 1) and a_row: (1, columns) point to where each begins."""
     k = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
-    a_ptrs_k = a_ptr + tl.cast(i, tl.int64) * a_stride + r[None, :] * a_stride_rank + k[:, None] * a_stride_in
+    x_at, a_at = x_row + k[None, :], a_row + k[:, None] * a_stride_in
     xa = tl.zeros((BLOCK_M, BLOCK_R), SUM)
     for start in range(0, d_in, BLOCK_K):
         inside = k < d_in - start
-        x = tl.load(x_ptrs, mask=mine[:, None] & inside[None, :], other=0.0)
-        a = tl.load(a_ptrs_k, mask=inside[:, None] & (r < rank)[None, :], other=0.0)
+        x = tl.load(x_at, mask=row_mask & inside[None, :], other=0.0)
+        a = tl.load(a_at, mask=inside[:, None] & r_mask, other=0.0)
         xa = tl.dot(x, a, xa, input_precision="ieee", out_dtype=SUM)
-        x_ptrs += BLOCK_K
-        a_ptrs_k += BLOCK_K * a_stride_in
-    xa = tl.load(scale_ptr + i).to(SUM) * xa
-    xa_at = (tl.cast(linear, tl.int64) * tokens + rows)[:, None] * rank + r[None, :]
-    tl.store(xa_ptr + xa_at, xa.to(xa_ptr.dtype.element_ty), mask=mine[:, None] & (r < rank)[None, :])
+        x_at += BLOCK_K
+        a_at += BLOCK_K * a_stride_in
+    return xa
+
+
+def _narrow_block_k(few: bool, dtype: torch.dtype) -> int:
+    """Numbers of d_in at once in x A^T. Only in bfloat16 may few rows take more, see _TILE_OF_FEW."""
+    return (4 if few and dtype == torch.bfloat16 else 2) * _BLOCK_K[dtype]
+
+
+def _expand(
+    x: torch.Tensor, a: Tensors, b: Tensors, scale: torch.Tensor, adapter: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x: (tokens, d_in), a: (adapters, rank, d_in) and b: (adapters, d_out, rank) each -> xa, as `_narrow` has it, and
+    xa B^T, one linear beside the other, (tokens, all d_out), in the dtype of sums: of each row's adapter; rows without
+    one are not written."""
+    tokens, d_in = x.shape
+    (adapters, rank, _), d_out = a[0].shape, tuple(w.shape[1] for w in b)
+    block_n = 64 if x.dtype == torch.bfloat16 else 32
+    columns = _EXPANDED * block_n
+    xa = torch.empty((len(a), tokens, rank), dtype=x.dtype, device=x.device)
+    expanded = torch.empty((tokens, sum(d_out)), dtype=_wide(x), device=x.device)
+    _expand_kernel[sum(triton.cdiv(n, columns) for n in d_out), triton.cdiv(tokens, 64), adapters](
+        x,
+        a,
+        b,
+        scale,
+        adapter,
+        xa,
+        expanded,
+        tokens,
+        d_in,
+        d_out,
+        sum(d_out),
+        rank,
+        *a[0].stride(),
+        tuple(w.stride(0) for w in b),
+        *b[0].stride()[1:],
+        BLOCK_M=64,
+        BLOCK_N=block_n,
+        COLUMNS=columns,
+        BLOCK_K=2 * _BLOCK_K[x.dtype],
+        BLOCK_R=min(_BLOCK_K[x.dtype], _block_r(rank, x.dtype)),
+        SUM=sum_dtype(x),
+        num_warps=8,
+        num_stages=3,
+    )
+    return xa, expanded
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _expand_kernel(
+    x_ptr,
+    a_ptrs,
+    b_ptrs,
+    scale_ptr,
+    adapter_ptr,
+    xa_ptr,
+    expanded_ptr,
+    tokens,
+    d_in,
+    d_outs,
+    all_d_out,
+    rank,
+    a_stride,
+    a_stride_rank,
+    a_stride_in,
+    b_strides,
+    b_stride_out,
+    b_stride_rank,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """COLUMNS of xa B^T of one adapter of one linear. Each such program forms all of xa, which costs less than a launch
+    of its own."""
+    i = tl.program_id(2)
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mine = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1) == i
+    if tl.max(mine.to(tl.int32), axis=0) == 0:
+        return
+    part = tl.program_id(0)
+    a_ptr, b_ptr, b_stride, d_out, linear, before = a_ptrs[0], b_ptrs[0], b_strides[0], d_outs[0], 0, 0
+    for j in tl.static_range(1, len(b_ptrs)):
+        if part >= tl.cdiv(d_outs[j - 1], COLUMNS):
+            part -= tl.cdiv(d_outs[j - 1], COLUMNS)
+            a_ptr, b_ptr, b_stride, d_out, linear = a_ptrs[j], b_ptrs[j], b_strides[j], d_outs[j], j
+            before += d_outs[j - 1]
+    # From where this tile and adapter begin on, 32 bits are enough, and take half the registers.
+    first_row, adapter = tl.program_id(1).to(tl.int64) * BLOCK_M, tl.cast(i, tl.int64)
+    x_ptr += first_row * d_in
+    a_ptr += adapter * a_stride
+    b_ptr += adapter * b_stride
+    xa_ptr += (tl.cast(linear, tl.int64) * tokens + first_row) * rank
+    expanded_ptr += first_row * all_d_out + before
+    row, row_mask = tl.arange(0, BLOCK_M)[:, None], mine[:, None]
+    scale = tl.load(scale_ptr + i).to(SUM)
+    for r_start in range(0, rank, BLOCK_R):
+        r = r_start + tl.arange(0, BLOCK_R)
+        r_mask = (r < rank)[None, :]
+        x_row, a_row = x_ptr + row * d_in, a_ptr + r[None, :] * a_stride_rank
+        xa = _reduction(x_row, a_row, row_mask, r_mask, d_in, a_stride_in, BLOCK_M, BLOCK_R, BLOCK_K, SUM)
+        xa = (scale * xa).to(xa_ptr.dtype.element_ty)
+        if part == 0:
+            tl.store(xa_ptr + row * rank + r[None, :], xa, mask=row_mask & r_mask)
+        tl.debug_barrier()  # what the threads wrote for the ranks before is there for all of them
+        for start in tl.range(
+            part * COLUMNS, tl.minimum(part * COLUMNS + COLUMNS, d_out), BLOCK_N, num_stages=1
+        ):
+            columns = (start + tl.arange(0, BLOCK_N))[None, :]
+            b_at = columns * b_stride_out + r[:, None] * b_stride_rank
+            b = tl.load(b_ptr + b_at, mask=(r < rank)[:, None] & (columns < d_out), other=0.0)
+            y_at, y_mask = expanded_ptr + row * all_d_out + columns, row_mask & (columns < d_out)
+            y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
+            if r_start > 0:
+                y = tl.load(y_at, mask=y_mask, other=0.0)
+            y = tl.dot(xa, b, y, input_precision="ieee", out_dtype=SUM)
+            tl.store(y_at, y, mask=y_mask)
 
 
 def _product(
@@ -222,15 +344,15 @@ def _product(
     xa: torch.Tensor | None = None,
     b: Tensors | None = None,
     adapter: torch.Tensor | None = None,
+    expanded: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """x: (tokens, d_in), w: (d_out, d_in) each, xa: (linears, tokens, rank), b: (adapters, d_out, rank) each
-    -> y: (tokens, d_out) each."""
+    """x: (tokens, d_in), w: (d_out, d_in) each, xa: (linears, tokens, rank), b: (1, d_out, rank) each, or expanded:
+    (tokens, all d_out) from `_expand` -> y: (tokens, d_out) each."""
     tokens, d_in = x.shape
     d_out = tuple(map(len, w))
     tiles = _TILE_OF_MANY if adapter is None else _TILE_OF_MIXED
     block_m, block_n, block_k, warps, stages = (_TILE_OF_FEW if tokens <= _FEW_ROWS else tiles)[x.dtype]
     y = [torch.empty((tokens, n), dtype=x.dtype, device=x.device) for n in d_out]
-    expanded = None if xa is None or b is None or adapter is None else _expand(xa, b, adapter)
     grid = (triton.cdiv(tokens, block_m) * sum(triton.cdiv(n, block_n) for n in d_out),)
     _product_kernel[grid](
         x,
@@ -346,77 +468,6 @@ def _expansion(
         b = tl.load(b_row + b_at, mask=inside[:, None] & column_mask, other=0.0)
         y = tl.dot(xa, b, y, input_precision="ieee", out_dtype=SUM)
     return y
-
-
-def _expand(xa: torch.Tensor, b: Tensors, adapter: torch.Tensor) -> torch.Tensor:
-    """xa: (linears, tokens, rank), b: (adapters, d_out, rank) each -> xa B^T of each row's adapter, one linear beside
-    the other: (tokens, all d_out), in the dtype of sums; rows without adapter unwritten."""
-    (_, tokens, rank), d_out = xa.shape, tuple(x.shape[1] for x in b)
-    block_n = 128 if xa.dtype == torch.bfloat16 else 32
-    expanded = torch.empty((tokens, sum(d_out)), dtype=_wide(xa), device=xa.device)
-    grid = (sum(triton.cdiv(n, block_n) for n in d_out), triton.cdiv(tokens, 64), len(b[0]))
-    _expand_kernel[grid](
-        xa,
-        b,
-        adapter,
-        expanded,
-        tokens,
-        d_out,
-        sum(d_out),
-        rank,
-        tuple(x.stride(0) for x in b),
-        *b[0].stride()[1:],
-        BLOCK_M=64,
-        BLOCK_N=block_n,
-        BLOCK_R=_BLOCK_K[xa.dtype],
-        SUM=sum_dtype(xa),
-    )
-    return expanded
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _expand_kernel(
-    xa_ptr,
-    b_ptrs,
-    adapter_ptr,
-    expanded_ptr,
-    tokens,
-    d_outs,
-    all_d_out,
-    rank,
-    b_strides,
-    b_stride_out,
-    b_stride_rank,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    SUM: tl.constexpr,
-):
-    i = tl.program_id(2)
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    mine = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1) == i
-    if tl.max(mine.to(tl.int32), axis=0) == 0:
-        return
-    column_tile = tl.program_id(0)
-    b_ptr, b_stride, d_out, linear, before = b_ptrs[0], b_strides[0], d_outs[0], 0, 0
-    for j in tl.static_range(1, len(b_ptrs)):
-        if column_tile >= tl.cdiv(d_outs[j - 1], BLOCK_N):
-            column_tile -= tl.cdiv(d_outs[j - 1], BLOCK_N)
-            b_ptr, b_stride, d_out, linear, before = (
-                b_ptrs[j],
-                b_strides[j],
-                d_outs[j],
-                j,
-                before + d_outs[j - 1],
-            )
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_mask, column_mask = mine[:, None], (columns < d_out)[None, :]
-    xa_row = xa_ptr + (tl.cast(linear, tl.int64) * tokens + rows)[:, None] * rank
-    b_row = b_ptr + tl.cast(i, tl.int64) * b_stride + columns.to(tl.int64)[None, :] * b_stride_out
-    y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
-    y = _expansion(y, xa_row, b_row, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
-    at = rows.to(tl.int64)[:, None] * all_d_out + before + columns[None, :]
-    tl.store(expanded_ptr + at, y, mask=row_mask & column_mask)
 
 
 def _gradient(u: torch.Tensor, x: torch.Tensor, adapter: torch.Tensor | None, da: torch.Tensor) -> None:

@@ -50,6 +50,7 @@ def compare_on_gpu(
         bound = read_bytes(model, 1, n, length, new) / bandwidth
         for name, own in zip(("minitinker", "generate", "generate, merged"), seconds, strict=True):
             rows.append(row(f"{n} x {new}, {name}", own, seconds[0], tokens=n * new, bound=bound))
+            print(f"{rows[-1]['what']}: {own:.3f} s", flush=True)
     n = SMALL["rows"] if small else ADAPTERS
     if small or "adapters" in works:
         asked = prompts(n), [new] * n
