@@ -4,9 +4,7 @@ import ctypes
 import sys
 
 MICRO_BATCH_TOKENS = 2048  # about, that go through the layers together
-CHUNK_TOKENS = (
-    256  # of prompts that a step of sampling takes in where others decode, which must not wait long
-)
+CHUNK_TOKENS = 256  # of prompts that a step of sampling takes in where others decode, who must not wait
 HEAD_BYTES = 32 << 20  # of logits that exist at once; with half of it the head of L takes a fifth longer
 BATCH_INVARIANT = False  # whether training's products give a row the same bits in any batch, as sampling's do
 

@@ -15,7 +15,6 @@ PROMPT, NEW, RANK = 128, 64, 32
 SMALL = {"0.6B": ("XS", 4, 3), "batches": (2,), "rows": 4}  # through the interpreter: model, prompt, new
 ADAPTERS = 32
 FLOORS = {"adapters": 0.9, "group": 1 / 1.15}
-WORKS = ("batches", "adapters", "group", "small")
 
 
 def read_bytes(model: str, adapters: int, rows: int, prompt: int, new: int) -> float:

@@ -36,10 +36,8 @@ class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
         self.snapshots = [None, self.trainer.snapshot()]
         self.open, self.answered = [], []
         self.sizes = sampler_file.MORE_ROWS, reference.CHUNK_TOKENS
-        sampler_file.MORE_ROWS, reference.CHUNK_TOKENS = (
-            2,
-            16,
-        )  # so that regions grow, and prompts come in pieces
+        # So that regions grow, and prompts come in pieces.
+        sampler_file.MORE_ROWS, reference.CHUNK_TOKENS = 2, 16
 
     @rule(
         which=st.integers(0, 100),
