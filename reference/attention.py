@@ -17,7 +17,8 @@ many columns faster than those of many rows.
 Bits: a query's output does not depend on who is in its block, nor on which of its sequence's queries are: sums over
 keys go in tiles from key 0 of the sequence on, one key after the other, and what is hidden adds 0. Sums over head_dim
 are left to BLAS; OpenBLAS forms them in one order wherever the layout of the product is one of those used here, and
-with AVX2 the groups of products.py.
+with AVX2 the groups of products.py. Where nobody asks for that, as mostly in decoding, one query of each sequence is
+done in fewer, faster steps.
 """
 
 from collections import defaultdict
@@ -74,6 +75,17 @@ class Plan:
         return bool((self.k_ends[order][:-1] > self.k_starts[order][1:]).any())
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """One query of each sequence, where its bits may depend on the others.
+
+    groups: of sequences with about as many keys: (sequences,) the rows of q; (sequences, keys) those of k and v, padded
+    with the last; a mask, (sequences, 1, 1, keys), -inf where they are padded and 0 elsewhere, or (0, ...) where none
+    is."""
+
+    groups: list[tuple[Index, Index, Array]]
+
+
 def attention_plan(
     q_starts: Index, q_lengths: Index, k_starts: Index, k_lengths: Index, exact: bool = False
 ) -> Plan:
@@ -101,22 +113,29 @@ def attention_plan(
     return Plan(blocks, k_starts[some], (k_starts + k_lengths)[some])
 
 
-def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Plan:
-    """The plan where sequence i has one query, row i of q. k_starts, k_lengths: (sequences,); exact: as above."""
-    in_groups = exact and instructions() == "AVX2"
-    row = np.arange(len(k_starts))
+def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Plan | Decoding:
+    """The plan where sequence i has one query, row i of q. k_starts, k_lengths: (sequences,); exact: as above. It has
+    no backward."""
+    row, shapes = (
+        np.arange(len(k_starts)),
+        np.frexp(k_lengths)[1],
+    )  # bits of each length: at most half is padding
+    alike = [row[shapes == shape] for shape in range(shapes.min(initial=64), shapes.max(initial=0) + 1)]
+    if not exact:
+        return Decoding([_group(rows, k_starts[rows], k_lengths[rows]) for rows in alike if rows.size > 0])
     sequences = np.stack([row, np.ones_like(row), k_starts, k_lengths], axis=1)
-    _, shapes = np.frexp(k_lengths)  # bits of each length: up to half of a shape is padding
-    blocks = [_padded(sequences[shapes == shape], in_groups) for shape in np.unique(shapes)]
+    blocks = [_padded(sequences[rows], instructions() == "AVX2") for rows in alike if rows.size > 0]
     return Plan(blocks, k_starts, k_starts + k_lengths)
 
 
-def attention_forward(q: Array, k: Array, v: Array, plan: Plan, scale: float) -> tuple[Array, Any]:
+def attention_forward(q: Array, k: Array, v: Array, plan: Plan | Decoding, scale: float) -> tuple[Array, Any]:
     """q: (tokens, heads, head_dim), k, v: (kv_tokens, kv_heads, head_dim) -> o: (tokens, heads, head_dim).
 
-    plan: from `attention_plan`. Rows of q that belong to no sequence come out as zeros. Sequences may share rows
-    of k and v, but have no backward then.
+    plan: from `attention_plan` or `decoding_plan`. Rows of q that belong to no sequence come out as zeros. Sequences
+    may share rows of k and v, but have no backward then.
     """
+    if isinstance(plan, Decoding):
+        return _of_one_query_each(q, k, v, plan, scale), None
     heads, kv_heads, head_dim = q.shape[1], *k.shape[1:]
     o = np.zeros_like(q)
     by_key_head = o.reshape(len(o), kv_heads, heads // kv_heads, head_dim)
@@ -164,6 +183,36 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
             dk[first_key : first_key + keys] += dk_block[i, :keys]
             dv[first_key : first_key + keys] += dv_block[i, :keys]
     return dq, dk, dv
+
+
+def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: float) -> Array:
+    """What `attention_forward` gives. P lies as Q K^T gives it, (sequences, kv_heads, group, keys)."""
+    heads, kv_heads, head_dim = q.shape[1], *k.shape[1:]
+    o = np.empty_like(q)
+    for all_rows, all_keys, all_masks in plan.groups:
+        count = max(1, SCORES // (heads * all_keys.shape[1]))  # at once
+        for first in range(0, len(all_rows), count):
+            part = slice(first, first + count)
+            rows, keys, mask = all_rows[part], all_keys[part], all_masks[part]
+            q_rows = (q.take(rows, axis=0) * scale).reshape(-1, kv_heads, heads // kv_heads, head_dim)
+            p = q_rows @ k.take(keys, axis=0).transpose(0, 2, 3, 1)
+            if len(mask) > 0:
+                p += mask
+            p -= p.max(axis=-1, keepdims=True)
+            np.exp(p, out=p)
+            out = p @ v.take(keys, axis=0).swapaxes(1, 2)
+            out /= p.sum(axis=-1, keepdims=True)
+            o[rows] = out.reshape(-1, heads, head_dim)
+    return o
+
+
+def _group(rows: Index, k_starts: Index, k_lengths: Index) -> tuple[Index, Index, Array]:
+    """A group of Decoding."""
+    key, last = np.arange(k_lengths.max()), k_lengths[:, None] - 1
+    if k_lengths.min() == len(key):
+        return rows, k_starts[:, None] + key, np.zeros((0, 1, 1, len(key)), np.float32)
+    mask = np.where(key > last, np.float32(-np.inf), np.float32(0))[:, None, None]
+    return rows, k_starts[:, None] + np.minimum(key, last), mask
 
 
 def _padded(blocks: Index, in_groups: bool) -> Blocks:

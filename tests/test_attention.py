@@ -151,6 +151,20 @@ def test_unequal_sequences_done_together_are_those_of_torch(ops, scores, heads, 
     check_layout_against_torch(ops, layout, heads, 4, 0.5, seed=0)
 
 
+@pytest.mark.parametrize("scores", [1, 300, 1 << 20])
+def test_one_query_of_each_of_many_sequences_is_that_of_a_plan_for_any(ops, scores, monkeypatch):
+    monkeypatch.setattr(reference.attention, "SCORES", scores)
+    layout = draw_layout(scores, [(1, n) for n in (5, 9, 31, 17, 8, 8, 26, 0, 33, 40, 31)])
+    q, k, v = draw(0, layout, (2, 3), 4)
+    in_order = np.argsort(layout.q_starts)
+    starts, lengths = layout.k_starts[in_order], layout.k_lengths[in_order]
+    q = q[layout.q_starts[in_order]]
+    places = np.arange(len(q)), np.ones_like(starts), starts, lengths
+    expected, _ = forward(ops, OP, q, k, v, ops.attention_plan(*places), 0.3)
+    o, _ = forward(ops, OP, q, k, v, ops.decoding_plan(ops.array(starts), ops.array(lengths)), 0.3)
+    check_close(o, expected)
+
+
 @settings(max_examples=5)
 @given(seed=seeds)
 def test_float32_is_as_exact_as_torch(ops, seed):
@@ -247,13 +261,14 @@ def test_a_future_token_never_changes_an_earlier_output(ops, length, cut, heads,
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     late=st.lists(st.integers(0, 9), min_size=4, max_size=4),
     heads=heads,
+    exact=st.booleans(),
     seed=seeds,
 )
-def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, lengths, late, heads, seed):
+def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, lengths, late, heads, exact, seed):
     whole = packed(lengths)
     q, k, v = draw(seed, whole, heads, 4)
     expected, _ = forward(ops, OP, q, k, v, whole.plan(ops), 0.5)
-    cache_k, cache_v = np.random.default_rng(seed).standard_normal((2, *k.shape))  # what stood there before
+    cache_k, cache_v = np.full((2, *k.shape), np.nan)
     for step in range(20):
         t = step - np.array(late[: len(lengths)])  # where each sequence is: some begin later than others
         alive = (t >= 0) & (t < whole.q_lengths)
@@ -261,8 +276,10 @@ def test_decoding_one_query_at_a_time_against_a_cache_equals_prefill(ops, length
         rows = starts + t[alive]
         cache_k[rows], cache_v[rows] = k[rows], v[rows]
         places = [np.arange(len(rows)), np.ones(len(rows), np.int64), starts, seen]
-        o, _ = forward(ops, OP, q[rows], cache_k, cache_v, ops.attention_plan(*places), 0.5)
-        check_close(o, expected[rows])
+        decoding = ops.decoding_plan(ops.array(starts), ops.array(seen), exact)
+        for plan in (ops.attention_plan(*places, exact), decoding):
+            o, _ = forward(ops, OP, q[rows], cache_k, cache_v, plan, 0.5)
+            check_close(o, expected[rows])
 
 
 @law(6, sequences=sequences, heads=heads, seed=seeds)
