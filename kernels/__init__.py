@@ -21,7 +21,6 @@ from .logprob import logprob_backward, logprob_forward
 from .lora_linear import (
     lora_linear_backward,
     lora_linear_forward,
-    lora_linears_forward,
     lora_panels,
     lora_weight,
 )
@@ -63,7 +62,6 @@ __all__ = [
     "logprob_forward",
     "lora_linear_backward",
     "lora_linear_forward",
-    "lora_linears_forward",
     "lora_panels",
     "lora_weight",
     "on_one_core",

@@ -17,7 +17,6 @@ Rows of many adapters stand in one tile in any order. For them a fourth kernel, 
 each adapter of a tile's rows, and the product begins from what it wrote in full precision: the same bits.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,17 +74,6 @@ def lora_linear_forward(
     adapter = None if adapter is None else adapter.contiguous()
     xa = _narrow(x, a, scale, adapter)
     return _product(x, w, bias, xa, b, adapter), (x, w, a, b, scale, adapter, xa)
-
-
-def lora_linears_forward(
-    x: torch.Tensor,
-    linears: Sequence[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]],
-    scale: torch.Tensor | None,
-    adapter: torch.Tensor | None,
-    exact: bool = False,
-) -> list[tuple[torch.Tensor, Any]]:
-    """What `lora_linear_forward` gives for each of several linears (w, bias, a, b) of the same x."""
-    return [lora_linear_forward(x, *linear, scale, adapter, exact) for linear in linears]
 
 
 def lora_linear_backward(

@@ -16,7 +16,6 @@ from .logprob import logprob_backward, logprob_forward
 from .lora_linear import (
     lora_linear_backward,
     lora_linear_forward,
-    lora_linears_forward,
     lora_panels,
     lora_weight,
 )
@@ -58,7 +57,6 @@ __all__ = [
     "logprob_forward",
     "lora_linear_backward",
     "lora_linear_forward",
-    "lora_linears_forward",
     "lora_panels",
     "lora_weight",
     "on_one_core",

@@ -22,7 +22,7 @@ Where each row's adapter is given, as in sampling, W' is never formed. `exact` t
 other rows: products.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
@@ -84,17 +84,6 @@ def lora_linear_forward(
     if bias is not None:
         y += bias
     return y, (x, w, a, b, scale, adapter, merged, xa)
-
-
-def lora_linears_forward(
-    x: Array,
-    linears: Sequence[tuple[Array, Array | None, Array | None, Array | None]],
-    scale: Array | None,
-    adapter: Index | None,
-    exact: bool = False,
-) -> list[tuple[Array, Any]]:
-    """What `lora_linear_forward` gives for each of several linears (w, bias, a, b) of the same x."""
-    return [lora_linear_forward(x, *linear, scale, adapter, exact) for linear in linears]
 
 
 def lora_linear_backward(dy: Array, saved: Any) -> tuple[Array, Array | None, Array | None]:

@@ -212,37 +212,3 @@ def test_the_form_that_is_taken_costs_the_fewest_multiplications(ops, tokens, ra
     thin = tokens * d_out * rank + rank * tokens * d_in + tokens * d_in * rank + d_out * tokens * rank
     through_dw = d_out * tokens * d_in + rank * d_out * d_in + d_out * d_in * rank
     assert module._dw_pays(tokens, a, b) == (through_dw < thin)
-
-
-@law(
-    3,
-    d_outs=st.lists(st.integers(1, 40), min_size=1, max_size=3),
-    adapters=adapters,
-    left_out=st.sampled_from(["nothing", "an adapter", "a bias", "all adapters"]),
-    mixed=st.booleans(),
-    seed=seeds,
-)
-def test_linears_of_the_same_x_are_to_the_bit_what_each_is_alone(
-    ops, d_outs, adapters, left_out, mixed, seed
-):
-    tokens, d_in, rank = 1 + seed % 9, 8, 3
-    x, *_, scale = draw(seed, tokens, d_in, 1, 1, False, adapters)
-    adapter = ops.array(draw_adapter(seed, tokens, adapters)) if mixed else None
-    x, scale = ops.array(x.astype(np.float32)), ops.array(scale.astype(np.float32))
-    linears = []
-    for i, d_out in enumerate(d_outs):
-        _, *arrays, _ = draw(seed + i, 1, d_in, d_out, rank, True, adapters)
-        linears.append([ops.array(array.astype(np.float32)) for array in arrays])
-    if left_out == "a bias":
-        linears[0][1] = None
-    for linear in linears if left_out == "all adapters" else linears[:1] if left_out == "an adapter" else ():
-        linear[2:] = None, None
-    together = ops.lora_linears_forward(x, linears, scale, adapter)
-    for linear, (y, saved) in zip(linears, together, strict=True):
-        alone, saved_alone = ops.lora_linear_forward(x, *linear, scale, adapter)
-        np.testing.assert_array_equal(ops.to_numpy(y), ops.to_numpy(alone))
-        both = (ops.lora_linear_backward(alone, of) for of in (saved, saved_alone))
-        for one, other in zip(*both, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None:
-                np.testing.assert_array_equal(ops.to_numpy(one), ops.to_numpy(other))

@@ -153,13 +153,13 @@ def test_memory_that_runs_out_anywhere_is_told_and_nothing_accumulated_is_lost(
 
 def test_what_would_not_fit_is_formed_again_and_gives_the_same_gradient_to_the_bit(base, monkeypatch):
     seen = []
-    forward = reference.lora_linears_forward
+    forward = reference.lora_linear_forward
 
-    def counted(x, linears, *others):
-        seen.extend(linears)
-        return forward(x, linears, *others)
+    def counted(*inputs):
+        seen.append(inputs)
+        return forward(*inputs)
 
-    monkeypatch.setattr(reference, "lora_linears_forward", counted)
+    monkeypatch.setattr(reference, "lora_linear_forward", counted)
     monkeypatch.setattr(reference, "width", lambda: 1)
     calls, gradients = [], []
     data = make_batch((7, 12, 33))

@@ -202,8 +202,9 @@ def _attention_forward(
 ) -> tuple[Array, Any]:
     config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
     h, saved_norm = norm_forward(net, f"{layer}.input_layernorm", x)
-    names = [f"{attn}.{name}_proj" for name in "qkv"]
-    (q, saved_q), (k, saved_k), (v, saved_v) = linears_forward(net, names, h)
+    (q, saved_q), (k, saved_k), (v, saved_v) = (
+        linear_forward(net, f"{attn}.{name}_proj", h) for name in "qkv"
+    )
     q = q.reshape(-1, config.num_attention_heads, config.head_dim)
     k = k.reshape(-1, config.num_key_value_heads, config.head_dim)
     v = v.reshape(-1, config.num_key_value_heads, config.head_dim)
@@ -245,7 +246,8 @@ def _attention_backward(net: Network, layer: str, dy: Array, saved: Any, grads: 
 def _mlp_forward(net: Network, layer: str, x: Array) -> tuple[Array, Any]:
     mlp = f"{layer}.mlp"
     h, saved_norm = norm_forward(net, f"{layer}.post_attention_layernorm", x)
-    (gate, saved_gate), (up, saved_up) = linears_forward(net, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], h)
+    gate, saved_gate = linear_forward(net, f"{mlp}.gate_proj", h)
+    up, saved_up = linear_forward(net, f"{mlp}.up_proj", h)
     mixed, saved_swiglu = net.ops.swiglu_forward(gate, up)
     y, saved_down = linear_forward(net, f"{mlp}.down_proj", mixed)
     return y, (saved_norm, saved_gate, saved_up, saved_swiglu, saved_down)
@@ -266,17 +268,11 @@ def norm_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
 
 
 def linear_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
-    return linears_forward(net, [name], x)[0]
-
-
-def linears_forward(net: Network, names: list[str], x: Array) -> list[tuple[Array, Any]]:
-    """(y, saved) of each of several linears of the same x."""
-    linears = []
-    for name in names:
-        tied = name == "lm_head" and "lm_head.weight" not in net.weights
-        w = net.weights[EMBEDDING if tied else f"{name}.weight"]
-        linears.append((w, net.weights.get(f"{name}.bias"), *net.lora.get(name, (None, None))))
-    return net.ops.lora_linears_forward(x, linears, net.scale, net.adapter, net.exact)  # type: ignore[no-any-return]
+    tied = name == "lm_head" and "lm_head.weight" not in net.weights
+    w = net.weights[EMBEDDING if tied else f"{name}.weight"]
+    a, b = net.lora.get(name, (None, None))
+    bias = net.weights.get(f"{name}.bias")
+    return net.ops.lora_linear_forward(x, w, bias, a, b, net.scale, net.adapter, net.exact)  # type: ignore[no-any-return]
 
 
 def _linear_backward(net: Network, name: str, dy: Array, saved: Any, grads: Grads) -> Array:
