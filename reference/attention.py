@@ -116,15 +116,14 @@ def attention_plan(
 def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Plan | Decoding:
     """The plan where sequence i has one query, row i of q. k_starts, k_lengths: (sequences,); exact: as above. It has
     no backward."""
-    row, shapes = (
-        np.arange(len(k_starts)),
-        np.frexp(k_lengths)[1],
-    )  # bits of each length: at most half is padding
-    alike = [row[shapes == shape] for shape in range(shapes.min(initial=64), shapes.max(initial=0) + 1)]
+    alike: defaultdict[int, list[int]] = defaultdict(list)
+    for row, keys in enumerate(k_lengths.tolist()):
+        alike[keys.bit_length()].append(row)
+    groups = [np.array(rows) for rows in alike.values()]
     if not exact:
-        return Decoding([_group(rows, k_starts[rows], k_lengths[rows]) for rows in alike if rows.size > 0])
-    sequences = np.stack([row, np.ones_like(row), k_starts, k_lengths], axis=1)
-    blocks = [_padded(sequences[rows], instructions() == "AVX2") for rows in alike if rows.size > 0]
+        return Decoding([_padded_keys(rows, k_starts[rows], k_lengths[rows]) for rows in groups])
+    sequences = np.stack([np.arange(len(k_starts)), np.ones_like(k_starts), k_starts, k_lengths], axis=1)
+    blocks = [_padded(sequences[rows], instructions() == "AVX2") for rows in groups]
     return Plan(blocks, k_starts, k_starts + k_lengths)
 
 
@@ -206,13 +205,11 @@ def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: floa
     return o
 
 
-def _group(rows: Index, k_starts: Index, k_lengths: Index) -> tuple[Index, Index, Array]:
+def _padded_keys(rows: Index, k_starts: Index, k_lengths: Index) -> tuple[Index, Index, Array]:
     """A group of Decoding."""
     key, last = np.arange(k_lengths.max()), k_lengths[:, None] - 1
-    if k_lengths.min() == len(key):
-        return rows, k_starts[:, None] + key, np.zeros((0, 1, 1, len(key)), np.float32)
     mask = np.where(key > last, np.float32(-np.inf), np.float32(0))[:, None, None]
-    return rows, k_starts[:, None] + np.minimum(key, last), mask
+    return rows, k_starts[:, None] + np.minimum(key, last), mask if mask.any() else mask[:0]
 
 
 def _padded(blocks: Index, in_groups: bool) -> Blocks:

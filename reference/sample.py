@@ -25,47 +25,52 @@ def sample(
     """logits z: (rows, vocab), uniforms in [0, 1): (rows,), temperature >= 0: (rows,), top_k: (rows,) with
     top_k < 1 for no limit, top_p in (0, 1]: (rows,) -> tokens: (rows,) int64, logprobs: (rows,).
     """
-    z, p = _tempered(logits, temperature)
+    divisor = _divisor(temperature)
+    z, p = _tempered(logits, divisor)
     running = _running_sums(p)
     kept = _cut_to_top_p(z, _cut_to_top_k(z, p, top_k), top_p)
     tokens = _first_beyond(kept, running if kept is p else _running_sums(kept), uniforms)
     if not temperature.all():
         tokens = np.where(temperature == 0, logits.argmax(axis=-1), tokens)
-    return tokens, _logprobs(z, running, tokens[:, None], temperature)[:, 0]
+    return tokens, _logprobs(z, running, tokens[:, None], divisor)[:, 0]
 
 
 def tempered_logprob(logits: Array, tokens: NDArray[np.int64], temperature: Array) -> Array:
     """What `sample` reports of given tokens, whichever is drawn. logits z: (rows, vocab), tokens: (rows, K) int64,
     temperature >= 0: (rows,) -> logprobs: (rows, K)."""
-    z, p = _tempered(logits, temperature)
-    return _logprobs(z, _running_sums(p), tokens, temperature)
-
-
-def _tempered(logits: Array, temperature: Array) -> tuple[Array, Array]:
-    """z less the largest of its row, and p = exp(z / temperature), the largest being 1: (rows, vocab)."""
-    z = logits - logits.max(axis=-1, keepdims=True)
-    if ((temperature == 0) | (temperature == 1)).all():
-        return z, np.exp(z)
-    with np.errstate(over="ignore"):  # to -inf, whose exponential is as much 0
-        return z, np.exp((z / _divisor(temperature)).astype(z.dtype))
+    divisor = _divisor(temperature)
+    z, p = _tempered(logits, divisor)
+    return _logprobs(z, _running_sums(p), tokens, divisor)
 
 
 def _divisor(temperature: Array) -> Array:
+    """What the logits of each row are divided by: (rows, 1)."""
     return np.where(temperature == 0, 1, temperature)[:, None]
 
 
-def _logprobs(z: Array, running: Array, tokens: NDArray[np.int64], temperature: Array) -> Array:
+def _tempered(logits: Array, divisor: Array) -> tuple[Array, Array]:
+    """z less the largest of its row, and p = exp(z / temperature), the largest being 1: (rows, vocab)."""
+    z = logits - logits.max(axis=-1, keepdims=True)
+    if (divisor == 1).all():
+        return z, np.exp(z)
+    with np.errstate(over="ignore"):  # to -inf, whose exponential is as much 0
+        return z, np.exp((z / divisor).astype(z.dtype))
+
+
+def _logprobs(z: Array, running: Array, tokens: NDArray[np.int64], divisor: Array) -> Array:
     """z: (rows, vocab), running: `_running_sums` of p, tokens: (rows, K) -> (rows, K)."""
     with np.errstate(over="ignore"):  # to -inf
-        chosen = z[np.arange(len(z))[:, None], tokens] / _divisor(temperature)
+        chosen = z[np.arange(len(z))[:, None], tokens] / divisor
         logprobs: Array = (chosen - np.log(running[:, -1:])).astype(z.dtype)
     return logprobs
 
 
 def _running_sums(p: Array) -> Array:
-    """The sum of p: (rows, vocab) up to the end of each block: (rows, blocks) float64."""
-    sums: Array = _blocks(p).sum(axis=-1, dtype=np.float64)
-    return sums.cumsum(axis=-1, out=sums)
+    """The sum of p: (rows, vocab) before each block, and that of all: (rows, blocks + 1) float64."""
+    in_blocks = _blocks(p)
+    sums: Array = np.zeros((len(p), in_blocks.shape[1] + 1))
+    in_blocks.sum(axis=-1, dtype=np.float64).cumsum(axis=-1, out=sums[:, 1:])
+    return sums
 
 
 def _blocks(p: Array) -> Array:
@@ -80,8 +85,8 @@ def _first_beyond(kept: Array, running: Array, uniforms: Array) -> NDArray[np.in
     """The first token at which the running sum of kept: (rows, vocab) exceeds u * (its total). Only in one block
     are the sums formed token by token."""
     rows, drawn = np.arange(len(kept)), uniforms * running[:, -1]  # less than the total
-    block = (running > drawn[:, None]).argmax(axis=-1)
-    drawn -= np.where(block > 0, running[rows, block - 1], 0)
+    block = (running[:, 1:] > drawn[:, None]).argmax(axis=-1)
+    drawn -= running[rows, block]
     within = _blocks(kept)[rows, block].cumsum(axis=-1, dtype=np.float64)
     # Sums formed in two orders may differ in their last bit: then the last that is kept is meant.
     drawn = np.minimum(drawn, np.nextafter(within[:, -1], 0))

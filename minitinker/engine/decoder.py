@@ -1,0 +1,187 @@
+"""What a sampler's step computes: tokens of many sequences go through the model, and the next ones are drawn."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitinker.engine.networks import Networks, distinct, place
+from minitinker.engine.request import SampleRequest
+from minitinker.engine.scoring import PromptScores, score_prompt, top_of
+from minitinker.engine.sequence import Sequence
+from minitinker.engine.trainer import Snapshot
+from minitinker.model.fused import fused_states
+from minitinker.model.packing import micro_batches, pack_for_cache
+from minitinker.model.transformer import KVCache, Network, decoding_places, hidden_states, logits_forward
+from minitinker.model.weights import BaseModel
+from minitinker.types import TopkLogprobs
+
+Array = Any
+Index = NDArray[np.int64]
+
+# A step with few multiplications, tokens x numbers of the base, is left to one core: waking others takes longer. From
+# some on BLAS shares each product among all cores. Each core takes some of the sequences where there are tokens enough
+# for that, TOKENS, and they pass through much that is no product, tokens x hidden_size; or where their adapters are
+# most of what is read.
+MULTIPLICATIONS = 1 << 25
+TOKENS, STATES = 32, 1 << 14
+ADAPTERS = 1 << 23
+
+
+class Decoder:
+    """Computes steps on one base model, whatever the adapters of the sequences."""
+
+    def __init__(self, ops: ModuleType, base: BaseModel) -> None:
+        self._ops, self._hidden_size = ops, base.config.hidden_size
+        self._numbers = base.weights.numbers
+        self._networks = Networks(ops, base)
+        self._replays = ops.Replays()
+        self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
+
+    def rest(self) -> None:
+        """To be called where no step follows: matrix products of others have all cores again."""
+        self._one_core.close()
+
+    def forget_replays(self) -> None:
+        """Let go of what the backend keeps of earlier steps."""
+        self._replays = self._ops.Replays()
+
+    def decode(self, sequences: list[Sequence], cache: KVCache) -> None:
+        """Feed each the token drawn last, and draw the next: the step that is repeated, so the backend may record
+        it."""
+        snapshots, owners = _owners(sequences)
+        parts, exact, merged = self._route(sequences, [1] * len(sequences), snapshots)
+        network = merged or self._networks.shared(snapshots, exact)
+        rows = None if merged else self._networks.rows(snapshots, owners)
+
+        def draw(tokens: Array, done: Array, regions: Array, *others: Array) -> tuple[Array, ...]:
+            net = network if rows is None else replace(network, adapter=others[-1])
+            places = decoding_places(net, tokens, done, regions)
+            h = fused_states(net, places, cache) if merged else hidden_states(net, places, cache)[0]
+            logits, _ = logits_forward(net, h)
+            return logits, *self._ops.sample(logits, *others[:4])
+
+        inputs = (
+            np.array([s.tokens[-1] for s in sequences]),
+            np.array([s.done for s in sequences]),
+            np.array([s.region.start for s in sequences if s.region is not None]),
+            *_options(sequences),
+            *([] if rows is None else [rows]),
+        )
+        depends_on = [network, *cache.keys, *cache.values]
+        drawn = self._ops.side_by_side(
+            lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)), parts
+        )
+        for part, (logits, tokens, logprobs) in zip(parts, drawn, strict=True):
+            self._note_drawn(sequences[part.start : part.stop], logits, tokens, logprobs)
+        for sequence in sequences:
+            sequence.note_fed(1, exact)
+
+    def take_in(self, fed: list[tuple[Sequence, int]], cache: KVCache) -> tuple[Network, Array]:
+        """Feed so many of its next tokens to each. Returns the network of all tokens fed, and their final states,
+        (tokens, hidden_size), those of one sequence below those of the other."""
+        sequences, shares = [s for s, _ in fed], [share for _, share in fed]
+        snapshots, owners = _owners(sequences)
+        parts, exact, merged = self._route(sequences, shares, snapshots)
+        network = merged or self._networks.of(snapshots, np.repeat(owners, shares), exact)
+
+        def pass_through(part: range) -> Array:
+            own = [fed[i] for i in part]
+            batch = pack_for_cache(
+                [s.text(s.done, s.done + share) for s, share in own],
+                np.array([s.done for s, _ in own]),
+                np.array([s.region.start for s, _ in own if s.region is not None]),
+            )
+            first = sum(shares[: part.start])
+            rows = slice(first, first + len(batch.tokens))
+            if merged:
+                return fused_states(merged, batch, cache)
+            return hidden_states(network.part(rows), batch, cache)[0]
+
+        h = self._in_one(self._ops.side_by_side(pass_through, parts))
+        for sequence, share in fed:
+            sequence.note_fed(share, exact)
+        return network, h
+
+    def draw(self, network: Network, h: Array, rows: list[int], sequences: list[Sequence]) -> None:
+        """Draw the next token of each sequence from one of the rows of h: (tokens, hidden_size)."""
+        of_these = self._ops.array(np.array(rows))
+        logits, _ = logits_forward(network.part(of_these), self._ops.embedding(of_these, h))
+        options = [self._ops.array(x) for x in _options(sequences)]
+        self._note_drawn(sequences, logits, *self._ops.sample(logits, *options))
+
+    def score(self, states: list[Array], request: SampleRequest, seed: int) -> PromptScores:
+        """What is asked about a prompt. states: of its tokens in order, (tokens, hidden_size) each."""
+        snapshots = distinct([request.snapshot])
+        owners = np.full(sum(len(h) for h in states), place(snapshots, request.snapshot))
+        return score_prompt(self._networks.of(snapshots, owners), self._in_one(states), request, seed)
+
+    def _route(
+        self, sequences: list[Sequence], shares: list[int], snapshots: list[Snapshot]
+    ) -> tuple[list[range], bool, Network | None]:
+        """How so many tokens of each sequence go through: in which parts, side by side; whether with a seed's bits; and
+        through which merged network, if not through the one of all snapshots."""
+        ops, tokens = self._ops, sum(shares)
+        apart = tokens >= TOKENS and tokens * self._hidden_size >= STATES
+        apart = apart or (
+            len(snapshots) > 1 and sum(snapshot.spec.size for snapshot in snapshots) >= ADAPTERS
+        )
+        parts = micro_batches(shares, ops.width()) if apart else [range(len(sequences))]
+        if len(parts) == 1 and tokens * self._numbers >= MULTIPLICATIONS:
+            self._one_core.close()
+        elif not self._on_one_core:
+            self._on_one_core = True
+            self._one_core.enter_context(ops.on_one_core())
+            self._one_core.callback(setattr, self, "_on_one_core", False)
+        exact = ops.BATCH_INVARIANT or any(s.asks_for_bits for s in sequences)
+        merged = None if exact else self._networks.merged([s.request.snapshot for s in sequences])
+        return parts, exact, merged
+
+    def _in_one(self, parts: list[Array]) -> Array:
+        """Rows under each other."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = self._ops.zeros((sum(len(part) for part in parts), parts[0].shape[1]), self._ops.DTYPE)
+        first = 0
+        for part in parts:
+            whole[first : first + len(part)] = part
+            first += len(part)
+        return whole
+
+    def _note_drawn(self, sequences: list[Sequence], logits: Array, tokens: Array, logprobs: Array) -> None:
+        """logits: (sequences, vocab), tokens and logprobs: (sequences,), from `ops.sample`."""
+        for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
+            sequence.tokens.append(token)
+            sequence.logprobs.append(logprob)
+        asked = [i for i, sequence in enumerate(sequences) if sequence.request.top_logprobs]
+        if asked:
+            self._add_likeliest([sequences[i] for i in asked], logits[asked])
+
+    def _add_likeliest(self, sequences: list[Sequence], logits: Array) -> None:
+        """What the place of the token just drawn might have held. logits: (sequences, vocab)."""
+        requests = [s.request for s in sequences]
+        temperature = np.array([r.temperature for r in requests])
+        top = top_of(self._ops, logits, temperature, max(r.top_logprobs for r in requests))
+        for i, (sequence, request) in enumerate(zip(sequences, requests, strict=True)):
+            k = request.top_logprobs
+            sequence.top.append(TopkLogprobs(top.token_ids[i : i + 1, :k], top.logprobs[i : i + 1, :k]))
+
+
+def _owners(sequences: list[Sequence]) -> tuple[list[Snapshot], Index]:
+    """The adapters of the sequences, and which of them is each one's; -1 for the base."""
+    snapshots = distinct([s.request.snapshot for s in sequences])
+    return snapshots, np.array([place(snapshots, s.request.snapshot) for s in sequences])
+
+
+def _options(sequences: list[Sequence]) -> list[NDArray[Any]]:
+    """What `ops.sample` is told beside the logits, (sequences,) each."""
+    requests = [s.request for s in sequences]
+    return [
+        np.array([s.uniforms.next() for s in sequences]),
+        np.array([r.temperature for r in requests]),
+        np.array([r.top_k for r in requests]),
+        np.array([r.top_p for r in requests]),
+    ]
