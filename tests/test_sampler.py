@@ -197,15 +197,16 @@ def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_ne
     arena.allocate(4)
     previous = None
     for snapshot in snapshots:
-        merged = nets.merged([snapshot, snapshot])
+        alone, owners = ([snapshot], np.zeros(2, np.int64)) if snapshot else ([], np.full(2, -1))
+        merged = nets.merged(alone, owners)
         assert previous is None or previous() is None
-        assert nets.merged([snapshot]) is merged
-        alone = [snapshot] if snapshot else []
+        assert nets.merged(alone, owners[:1]) is merged
         expected, _ = hidden_states(nets.of(alone, np.zeros(4, np.int64)), batch)
         np.testing.assert_allclose(fused_states(merged, batch, arena.cache), expected, atol=1e-4)
         previous = weakref.ref(merged)
         del merged
-    assert nets.merged([snapshots[0], snapshots[1]]) is nets.merged([None, snapshots[0]]) is None
+    assert nets.merged(snapshots[1:3], np.array([0, 1])) is None
+    assert nets.merged(snapshots[1:2], np.array([-1, 0])) is None
 
 
 @pytest.mark.parametrize("which", range(5))
@@ -445,11 +446,14 @@ class CancelledAtTheSecondLook(Future):
 
 
 def test_a_request_cancelled_while_its_samples_are_looked_at_leaves_nothing_behind(sampler):
-    asked = request(samples=3)
+    asked, another = request(samples=3), request()
     sampler.add(asked)
+    sampler.add(another)
     sampler.step()
     asked.future.__class__ = CancelledAtTheSecondLook
+    another.future.cancel()  # so that the next step looks
     sampler.step()
+    assert asked.future.cancelled()
     sampler.step()
     assert not sampler.busy
     assert not wait([asked.future], timeout=0).not_done

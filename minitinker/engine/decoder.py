@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitinker.engine.networks import Networks, distinct, place
+from minitinker.engine.networks import Networks, distinct
 from minitinker.engine.request import SampleRequest
 from minitinker.engine.scoring import PromptScores, score_prompt, top_of
 from minitinker.engine.sequence import Sequence
@@ -40,10 +40,12 @@ class Decoder:
         self._networks = Networks(ops, base)
         self._replays = ops.Replays()
         self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
+        self._options_of: tuple[list[Sequence], list[NDArray[Any]]] = [], []
 
     def rest(self) -> None:
         """To be called where no step follows: matrix products of others have all cores again."""
         self._one_core.close()
+        self._options_of = [], []
 
     def forget_replays(self) -> None:
         """Let go of what the backend keeps of earlier steps."""
@@ -53,7 +55,7 @@ class Decoder:
         """Feed each the token drawn last, and draw the next: the step that is repeated, so the backend may record
         it."""
         snapshots, owners = _owners(sequences)
-        parts, exact, merged = self._route(sequences, [1] * len(sequences), snapshots)
+        parts, exact, merged = self._route(sequences, [1] * len(sequences), snapshots, owners)
         network = merged or self._networks.shared(snapshots, exact)
         rows = None if merged else self._networks.rows(snapshots, owners)
 
@@ -68,7 +70,7 @@ class Decoder:
             np.array([s.tokens[-1] for s in sequences]),
             np.array([s.done for s in sequences]),
             np.array([s.region.start for s in sequences if s.region is not None]),
-            *_options(sequences),
+            *self._options(sequences),
             *([] if rows is None else [rows]),
         )
         depends_on = [network, *cache.keys, *cache.values]
@@ -85,7 +87,7 @@ class Decoder:
         (tokens, hidden_size), those of one sequence below those of the other."""
         sequences, shares = [s for s, _ in fed], [share for _, share in fed]
         snapshots, owners = _owners(sequences)
-        parts, exact, merged = self._route(sequences, shares, snapshots)
+        parts, exact, merged = self._route(sequences, shares, snapshots, owners)
         network = merged or self._networks.of(snapshots, np.repeat(owners, shares), exact)
 
         def pass_through(part: range) -> Array:
@@ -110,17 +112,17 @@ class Decoder:
         """Draw the next token of each sequence from one of the rows of h: (tokens, hidden_size)."""
         of_these = self._ops.array(np.array(rows))
         logits, _ = logits_forward(network.part(of_these), self._ops.embedding(of_these, h))
-        options = [self._ops.array(x) for x in _options(sequences)]
+        options = [self._ops.array(x) for x in self._options(sequences)]
         self._note_drawn(sequences, logits, *self._ops.sample(logits, *options))
 
     def score(self, states: list[Array], request: SampleRequest, seed: int) -> PromptScores:
         """What is asked about a prompt. states: of its tokens in order, (tokens, hidden_size) each."""
         snapshots = distinct([request.snapshot])
-        owners = np.full(sum(len(h) for h in states), place(snapshots, request.snapshot))
+        owners = np.full(sum(len(h) for h in states), len(snapshots) - 1)
         return score_prompt(self._networks.of(snapshots, owners), self._in_one(states), request, seed)
 
     def _route(
-        self, sequences: list[Sequence], shares: list[int], snapshots: list[Snapshot]
+        self, sequences: list[Sequence], shares: list[int], snapshots: list[Snapshot], owners: Index
     ) -> tuple[list[range], bool, Network | None]:
         """How so many tokens of each sequence go through: in which parts, side by side; whether with a seed's bits; and
         through which merged network, if not through the one of all snapshots."""
@@ -137,8 +139,18 @@ class Decoder:
             self._one_core.enter_context(ops.on_one_core())
             self._one_core.callback(setattr, self, "_on_one_core", False)
         exact = ops.BATCH_INVARIANT or any(s.asks_for_bits for s in sequences)
-        merged = None if exact else self._networks.merged([s.request.snapshot for s in sequences])
+        merged = None if exact else self._networks.merged(snapshots, owners)
         return parts, exact, merged
+
+    def _options(self, sequences: list[Sequence]) -> list[NDArray[Any]]:
+        """What `ops.sample` is told beside the logits, (sequences,) each."""
+        if self._options_of[0] != sequences:
+            requests = [s.request for s in sequences]
+            limits = [
+                np.array([getattr(r, name) for r in requests]) for name in ("temperature", "top_k", "top_p")
+            ]
+            self._options_of = sequences, limits
+        return [np.array([s.uniforms.next() for s in sequences]), *self._options_of[1]]
 
     def _in_one(self, parts: list[Array]) -> Array:
         """Rows under each other."""
@@ -173,15 +185,5 @@ class Decoder:
 def _owners(sequences: list[Sequence]) -> tuple[list[Snapshot], Index]:
     """The adapters of the sequences, and which of them is each one's; -1 for the base."""
     snapshots = distinct([s.request.snapshot for s in sequences])
-    return snapshots, np.array([place(snapshots, s.request.snapshot) for s in sequences])
-
-
-def _options(sequences: list[Sequence]) -> list[NDArray[Any]]:
-    """What `ops.sample` is told beside the logits, (sequences,) each."""
-    requests = [s.request for s in sequences]
-    return [
-        np.array([s.uniforms.next() for s in sequences]),
-        np.array([r.temperature for r in requests]),
-        np.array([r.top_k for r in requests]),
-        np.array([r.top_p for r in requests]),
-    ]
+    places = {id(snapshot): i for i, snapshot in enumerate(snapshots)}
+    return snapshots, np.array([places.get(id(s.request.snapshot), -1) for s in sequences])

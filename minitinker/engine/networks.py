@@ -71,13 +71,13 @@ class Networks:
         alone = self._ops.BATCH_INVARIANT and len(snapshots) == 1 and not owners.any()
         return None if alone or not snapshots else owners
 
-    def merged(self, snapshots: list[Snapshot | None]) -> Network | None:
-        """A network for `fused_states` with the one adapter of all rows, formed into the weights once for many steps;
-        None where there are more, or that has no use. It rounds otherwise than `of`, as training does, and takes half
-        the time to decode."""
-        ops, snapshot = self._ops, snapshots[0]
-        if not self._copies or any(other is not snapshot for other in snapshots):
+    def merged(self, snapshots: list[Snapshot], owners: NDArray[np.int64]) -> Network | None:
+        """A network for `fused_states` with the one adapter of all rows, or none, formed into the weights once for many
+        steps; None where there are more, or that has no use. It rounds otherwise than `of`, as training does, and takes
+        half the time to decode."""
+        if not self._copies or len(snapshots) > 1 or (snapshots and owners.any()):
             return None
+        ops, snapshot = self._ops, snapshots[0] if snapshots else None
         if self._merged is None or self._merged[0] is not snapshot:
             self._merged = None  # the old one is gone before the new one is there
             weights = dict(self._placed)
@@ -126,8 +126,3 @@ def _stack(ops: ModuleType, snapshots: list[Snapshot]) -> tuple[dict[str, tuple[
 def distinct(snapshots: Iterable[Snapshot | None]) -> list[Snapshot]:
     """Each adapter once."""
     return list({id(snapshot): snapshot for snapshot in snapshots if snapshot is not None}.values())
-
-
-def place(snapshots: list[Snapshot], snapshot: Snapshot | None) -> int:
-    """Where an adapter stands among `snapshots`; -1 for the base model itself."""
-    return next((i for i, other in enumerate(snapshots) if other is snapshot), -1)

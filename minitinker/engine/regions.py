@@ -39,7 +39,9 @@ class Region:
 
     def is_of(self, snapshot: Snapshot | None) -> bool:
         """Whether its weights are these."""
-        return self.snapshot == _weak(snapshot)
+        if snapshot is None or self.snapshot is None:
+            return snapshot is None and self.snapshot is None
+        return self.snapshot() is snapshot
 
     @cached_property
     def head(self) -> bytes:

@@ -11,6 +11,7 @@ gives the same keys and values.
 
 import math
 import secrets
+from concurrent.futures import Future
 from types import ModuleType
 from typing import Any
 
@@ -46,6 +47,7 @@ class Sampler:
         self._waiting: list[Sequence] = []  # without a region, in the order of age
         self._running: list[Sequence] = []
         self._requests_so_far = self._samples_so_far = 0
+        self._over: list[Future[SampleResponse]] = []  # answered, failed or cancelled since the last step
 
     @property
     def busy(self) -> bool:
@@ -57,6 +59,9 @@ class Sampler:
         seed = secrets.randbits(64) if request.seed is None else request.seed
         active = Active(request, seed, self._requests_so_far)
         self._requests_so_far += 1
+        request.future.add_done_callback(
+            self._over.append
+        )  # holds the list alone, for as long as the user the future
         self._waiting.append(Sequence(active, 0, Uniforms(seed, 0)))
 
     def cancel_all(self) -> None:
@@ -309,6 +314,9 @@ class Sampler:
 
     def _forget_answered(self) -> None:
         """Give back the places of requests that were cancelled or failed."""
+        if not self._over:
+            return
+        self._over.clear()  # first: one that is cancelled from now on is seen here or in the next step
         everyone = [*self._waiting, *self._running]
         # Each is asked once, since it may be cancelled at any moment.
         gone = {active for active in {s.active for s in everyone} if active.request.future.done()}
