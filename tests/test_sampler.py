@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_row_bits import ROUNDING
+from threadpoolctl import threadpool_info
 from tiny_models import VOCAB, make_model, make_trainer, to_peft
 
 from minitinker import APIError, BadRequestError, reference
-from minitinker.engine import networks
+from minitinker.engine import decoder, networks
 from minitinker.engine import sampler as sampler_file
 from minitinker.engine.cache import Arena
 from minitinker.engine.request import SampleRequest, Served, Uniforms
@@ -188,6 +189,34 @@ def test_a_request_gets_the_same_alone_and_among_others_with_other_adapters(
     finish(sampler)
     for one, expected in zip(requests, alone, strict=True):
         assert_same(one.future.result(timeout=0), expected)
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [
+        ({"MULTIPLICATIONS": 1 << 60, "TOKENS": 1 << 60}, "one"),
+        ({"MULTIPLICATIONS": 0, "TOKENS": 1 << 60}, "all"),
+        ({"TOKENS": 1, "STATES": 0}, "one for each part"),
+    ],
+)
+def test_a_seed_draws_the_same_however_a_step_uses_the_cores(model, snapshots, limits, cores, monkeypatch):
+    fields = [{"prompt": range(i, 20 + 3 * i), "seed": i, "snapshot": snapshots[i]} for i in range(5)]
+    expected = answers(Sampler(reference, model[0]), *(request(**own) for own in fields))
+    for name, value in limits.items():
+        monkeypatch.setattr(decoder, name, value)
+    sampler, requests, seen = Sampler(reference, model[0]), [request(**own) for own in fields], set()
+    shared = reference.side_by_side
+
+    def noted(function, parts):
+        alone = all(pool["num_threads"] == 1 for pool in threadpool_info() if pool["user_api"] == "blas")
+        seen.add("one for each part" if len(parts) > 1 else "one" if alone else "all")
+        return shared(function, parts)
+
+    monkeypatch.setattr(reference, "side_by_side", noted)
+    for one, other in zip(answers(sampler, *requests), expected, strict=True):
+        assert_same(one, other)
+    if reference.width() > 1:
+        assert cores in seen
 
 
 def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_next(model, snapshots):
