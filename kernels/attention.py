@@ -212,7 +212,8 @@ def _forward_kernel(
 def attention_backward(do: torch.Tensor, saved: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k.
 
-    Raises ValueError where sequences share rows of k and v: these have gradients of one sequence each.
+    Raises ValueError where sequences share rows of k and v: these have gradients of one sequence each; and after a
+    `decoding_plan`.
     """
     q, k, v, o, lse, plan, scale = saved
     do = do.contiguous()

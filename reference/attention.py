@@ -12,13 +12,12 @@ backward   dV = P^T dO
 P is not kept: the backward forms it again from L, the log of each row's sum of exponentials, as
 FlashAttention does (Dao et al. 2022, arXiv:2205.14135). Grouped heads share their keys, so the rows of a
 group stand side by side in one product. P lies transposed, keys first, since NumPy takes the maxima and sums of
-many columns faster than those of many rows.
+many columns faster than those of many rows; but for decoding, see Decoding.
 
 Bits: a query's output does not depend on who is in its block, nor on which of its sequence's queries are: sums over
 keys go in tiles from key 0 of the sequence on, one key after the other, and what is hidden adds 0. Sums over head_dim
 are left to BLAS; OpenBLAS forms them in one order wherever the layout of the product is one of those used here, and
-with AVX2 the groups of products.py. Where nobody asks for that, as mostly in decoding, one query of each sequence is
-done in fewer, faster steps.
+with AVX2 the groups of products.py.
 """
 
 from collections import defaultdict
@@ -77,7 +76,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Decoding:
-    """One query of each sequence, where its bits may depend on the others.
+    """One query of each sequence, where its bits may depend on the others: fewer and faster steps. With the few rows of
+    a group of heads P lies as Q K^T gives it.
 
     groups: of sequences with about as many keys: (sequences,) the rows of q; (sequences, keys) those of k and v, padded
     with the last; a mask, (sequences, 1, 1, keys), -inf where they are padded and 0 elsewhere, or (0, ...) where none
@@ -114,8 +114,9 @@ def attention_plan(
 
 
 def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Plan | Decoding:
-    """The plan where sequence i has one query, row i of q. k_starts, k_lengths: (sequences,); exact: as above. It has
-    no backward."""
+    """The plan where sequence i has one query, row i of q. It has no backward.
+
+    k_starts, k_lengths: (sequences,). exact: whether a query shall have its bits, which takes longer."""
     alike: defaultdict[int, list[int]] = defaultdict(list)
     for row, keys in enumerate(k_lengths.tolist()):
         alike[keys.bit_length()].append(row)
@@ -130,8 +131,8 @@ def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Pla
 def attention_forward(q: Array, k: Array, v: Array, plan: Plan | Decoding, scale: float) -> tuple[Array, Any]:
     """q: (tokens, heads, head_dim), k, v: (kv_tokens, kv_heads, head_dim) -> o: (tokens, heads, head_dim).
 
-    plan: from `attention_plan` or `decoding_plan`. Rows of q that belong to no sequence come out as zeros. Sequences
-    may share rows of k and v, but have no backward then.
+    plan: from `attention_plan`, where rows of q that belong to no sequence come out as zeros, or `decoding_plan`.
+    Sequences may share rows of k and v, but have no backward then.
     """
     if isinstance(plan, Decoding):
         return _of_one_query_each(q, k, v, plan, scale), None
@@ -154,8 +155,11 @@ def attention_forward(q: Array, k: Array, v: Array, plan: Plan | Decoding, scale
 def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
     """do: (tokens, heads, head_dim) -> dq: like q, dk, dv: like k.
 
-    Raises ValueError where sequences share rows of k and v: these have gradients of one sequence each.
+    Raises ValueError where sequences share rows of k and v: these have gradients of one sequence each; and after a
+    `decoding_plan`.
     """
+    if saved is None:
+        raise ValueError("a plan for decoding has no backward")
     q, k, v, o, sums, plan, scale = saved
     if plan.keys_are_shared():
         raise ValueError("sequences share rows of k and v; there is a backward only where each has its own")
@@ -185,7 +189,7 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
 
 
 def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: float) -> Array:
-    """What `attention_forward` gives. P lies as Q K^T gives it, (sequences, kv_heads, group, keys)."""
+    """What `attention_forward` gives. P: (sequences, kv_heads, group, keys)."""
     heads, kv_heads, head_dim = q.shape[1], *k.shape[1:]
     o = np.empty_like(q)
     for all_rows, all_keys, all_masks in plan.groups:

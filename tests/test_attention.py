@@ -154,15 +154,17 @@ def test_unequal_sequences_done_together_are_those_of_torch(ops, scores, heads, 
 @pytest.mark.parametrize("scores", [1, 300, 1 << 20])
 def test_one_query_of_each_of_many_sequences_is_that_of_a_plan_for_any(ops, scores, monkeypatch):
     monkeypatch.setattr(reference.attention, "SCORES", scores)
-    layout = draw_layout(scores, [(1, n) for n in (5, 9, 31, 17, 8, 8, 26, 0, 33, 40, 31)])
+    layout = draw_layout(0, [(1, n) for n in (5, 9, 31, 17, 8, 8, 26, 0, 33, 40, 31)])
     q, k, v = draw(0, layout, (2, 3), 4)
     in_order = np.argsort(layout.q_starts)
     starts, lengths = layout.k_starts[in_order], layout.k_lengths[in_order]
     q = q[layout.q_starts[in_order]]
     places = np.arange(len(q)), np.ones_like(starts), starts, lengths
     expected, _ = forward(ops, OP, q, k, v, ops.attention_plan(*places), 0.3)
-    o, _ = forward(ops, OP, q, k, v, ops.decoding_plan(ops.array(starts), ops.array(lengths)), 0.3)
+    o, saved = forward(ops, OP, q, k, v, ops.decoding_plan(ops.array(starts), ops.array(lengths)), 0.3)
     check_close(o, expected)
+    with pytest.raises(ValueError, match="a plan for decoding has no backward"):
+        backward(ops, OP, o, saved)
 
 
 @settings(max_examples=5)

@@ -475,14 +475,11 @@ class CancelledAtTheSecondLook(Future):
 
 
 def test_a_request_cancelled_while_its_samples_are_looked_at_leaves_nothing_behind(sampler):
-    asked, another = request(samples=3), request()
+    asked = request(samples=3)
     sampler.add(asked)
-    sampler.add(another)
     sampler.step()
     asked.future.__class__ = CancelledAtTheSecondLook
-    another.future.cancel()  # so that the next step looks
     sampler.step()
-    assert asked.future.cancelled()
     sampler.step()
     assert not sampler.busy
     assert not wait([asked.future], timeout=0).not_done

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitinker.engine.networks import Networks, distinct
+from minitinker.engine.networks import Networks, distinct, place
 from minitinker.engine.request import SampleRequest
 from minitinker.engine.scoring import PromptScores, score_prompt, top_of
 from minitinker.engine.sequence import Sequence
@@ -22,13 +22,13 @@ from minitinker.types import TopkLogprobs
 Array = Any
 Index = NDArray[np.int64]
 
-# A step with few multiplications, tokens x numbers of the base, is left to one core: waking others takes longer. From
-# some on BLAS shares each product among all cores. Each core takes some of the sequences where there are tokens enough
-# for that, TOKENS, and they pass through much that is no product, tokens x hidden_size; or where their adapters are
-# most of what is read.
-MULTIPLICATIONS = 1 << 25
+# Each core takes some of the sequences where a step has so many tokens and so many numbers in their states, which is
+# much that is no product; or where their adapters have so many numbers, of which each is read for few tokens.
 TOKENS, STATES = 32, 1 << 14
 ADAPTERS = 1 << 23
+# Else BLAS shares products among all cores where a step has so many multiplications, tokens x numbers of the base. Its
+# threads wait for each other after each product: with fewer, that takes long where something else keeps a core busy.
+MULTIPLICATIONS = 1 << 28
 
 
 class Decoder:
@@ -43,7 +43,7 @@ class Decoder:
         self._options_of: tuple[list[Sequence], list[NDArray[Any]]] = [], []
 
     def rest(self) -> None:
-        """To be called where no step follows: matrix products of others have all cores again."""
+        """To be called where no step follows: products of others have all cores again, and no sequence is held."""
         self._one_core.close()
         self._options_of = [], []
 
@@ -82,9 +82,11 @@ class Decoder:
         for sequence in sequences:
             sequence.note_fed(1, exact)
 
-    def take_in(self, fed: list[tuple[Sequence, int]], cache: KVCache) -> tuple[Network, Array]:
-        """Feed so many of its next tokens to each. Returns the network of all tokens fed, and their final states,
-        (tokens, hidden_size), those of one sequence below those of the other."""
+    def take_in(
+        self, fed: list[tuple[Sequence, int]], cache: KVCache
+    ) -> tuple[list[Snapshot], Network, Array]:
+        """Feed so many of its next tokens to each. Returns the adapters, the network of all tokens fed, and their final
+        states, (tokens, hidden_size), those of one sequence below those of the other."""
         sequences, shares = [s for s, _ in fed], [share for _, share in fed]
         snapshots, owners = _owners(sequences)
         parts, exact, merged = self._route(sequences, shares, snapshots, owners)
@@ -106,7 +108,7 @@ class Decoder:
         h = self._in_one(self._ops.side_by_side(pass_through, parts))
         for sequence, share in fed:
             sequence.note_fed(share, exact)
-        return network, h
+        return snapshots, network, h
 
     def draw(self, network: Network, h: Array, rows: list[int], sequences: list[Sequence]) -> None:
         """Draw the next token of each sequence from one of the rows of h: (tokens, hidden_size)."""
@@ -115,10 +117,12 @@ class Decoder:
         options = [self._ops.array(x) for x in self._options(sequences)]
         self._note_drawn(sequences, logits, *self._ops.sample(logits, *options))
 
-    def score(self, states: list[Array], request: SampleRequest, seed: int) -> PromptScores:
-        """What is asked about a prompt. states: of its tokens in order, (tokens, hidden_size) each."""
-        snapshots = distinct([request.snapshot])
-        owners = np.full(sum(len(h) for h in states), len(snapshots) - 1)
+    def score(
+        self, states: list[Array], request: SampleRequest, seed: int, snapshots: list[Snapshot]
+    ) -> PromptScores:
+        """What is asked about a prompt. states: of its tokens in order, (tokens, hidden_size) each. snapshots: the
+        adapters of the step that its last tokens were in, which are put together already."""
+        owners = np.full(sum(len(h) for h in states), place(snapshots, request.snapshot))
         return score_prompt(self._networks.of(snapshots, owners), self._in_one(states), request, seed)
 
     def _route(
@@ -143,7 +147,8 @@ class Decoder:
         return parts, exact, merged
 
     def _options(self, sequences: list[Sequence]) -> list[NDArray[Any]]:
-        """What `ops.sample` is told beside the logits, (sequences,) each."""
+        """What `ops.sample` is told beside the logits, (sequences,) each: the next random number of each sequence, and
+        what its request says, which is looked at once where the same ones follow."""
         if self._options_of[0] != sequences:
             requests = [s.request for s in sequences]
             limits = [

@@ -1,8 +1,8 @@
-"""Sampling from one base model with any number of adapters: all pending requests decode together.
+"""Sampling from one base model with any number of adapters: who takes part in a step, and what becomes of it.
 
-A step feeds every sequence its next tokens in one packed pass: to one that decodes the token drawn last, to others
-a chunk of their prompt. From each that has none left it draws a token. A sequence joins between two steps and
-leaves when it ends.
+A step feeds every sequence its next tokens: to one that decodes the token drawn last, to others a chunk of their
+prompt; all pending requests together. From each that has none left it draws a token. A sequence joins between two
+steps and leaves when it ends.
 
 Each has a region for its keys and values. Where there is no room the latest wait: those that have not begun, and
 those whose region an earlier one needs to go on. The latter begin again with their tokens as a longer prompt, which
@@ -11,7 +11,6 @@ gives the same keys and values.
 
 import math
 import secrets
-from concurrent.futures import Future
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +22,7 @@ from minitinker.engine.regions import Regions
 from minitinker.engine.request import SampleRequest, Uniforms
 from minitinker.engine.scoring import PromptScores, first_scored
 from minitinker.engine.sequence import Active, Sequence
+from minitinker.engine.trainer import Snapshot
 from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
 from minitinker.model.weights import BaseModel
@@ -47,7 +47,6 @@ class Sampler:
         self._waiting: list[Sequence] = []  # without a region, in the order of age
         self._running: list[Sequence] = []
         self._requests_so_far = self._samples_so_far = 0
-        self._over: list[Future[SampleResponse]] = []  # answered, failed or cancelled since the last step
 
     @property
     def busy(self) -> bool:
@@ -59,9 +58,6 @@ class Sampler:
         seed = secrets.randbits(64) if request.seed is None else request.seed
         active = Active(request, seed, self._requests_so_far)
         self._requests_so_far += 1
-        request.future.add_done_callback(
-            self._over.append
-        )  # holds the list alone, for as long as the user the future
         self._waiting.append(Sequence(active, 0, Uniforms(seed, 0)))
 
     def cancel_all(self) -> None:
@@ -202,7 +198,7 @@ class Sampler:
             ),
         )
 
-    # What a step computes
+    # What it does
 
     def _advance(self, fed: list[tuple[Sequence, int]]) -> None:
         """Feed so many tokens to each sequence, and draw a token from each that has none left."""
@@ -219,15 +215,15 @@ class Sampler:
         self._running = [sequence for sequence in self._running if sequence.region is not None]
 
     def _take_in(self, fed: list[tuple[Sequence, int]]) -> list[Sequence]:
-        """Where there are parts of prompts, too. Returns who drew a token."""
-        network, h = self._decoder.take_in(fed, self._regions.arena.cache)
+        """Advance where there are parts of prompts, too. Returns who drew a token."""
+        snapshots, network, h = self._decoder.take_in(fed, self._regions.arena.cache)
         drawing: list[Sequence] = []
         rows: list[int] = []
         end = 0
         for sequence, share in fed:
             end += share
             if sequence.active.scores is None:
-                self._note_states(sequence, h[end - share : end])
+                self._note_states(sequence, h[end - share : end], snapshots)
             if sequence.done == sequence.length:
                 drawn = self._split(sequence)
                 drawing += drawn
@@ -236,7 +232,7 @@ class Sampler:
             self._decoder.draw(network, h, rows, drawing)
         return drawing
 
-    def _note_states(self, sequence: Sequence, h: Array) -> None:
+    def _note_states(self, sequence: Sequence, h: Array, snapshots: list[Snapshot]) -> None:
         """h: (tokens, hidden_size), the states of the tokens just fed, for what is asked about the prompt."""
         active, request = sequence.active, sequence.request
         start, first = sequence.done - len(h), first_scored(request)
@@ -246,7 +242,7 @@ class Sampler:
             states, active.states = active.states, []
             active.scores = PromptScores()
             if states:
-                active.scores = self._decoder.score(states, request, active.seed)
+                active.scores = self._decoder.score(states, request, active.seed, snapshots)
             if not active.scores.finite:
                 _fail_for_nan(active)
 
@@ -314,9 +310,6 @@ class Sampler:
 
     def _forget_answered(self) -> None:
         """Give back the places of requests that were cancelled or failed."""
-        if not self._over:
-            return
-        self._over.clear()  # first: one that is cancelled from now on is seen here or in the next step
         everyone = [*self._waiting, *self._running]
         # Each is asked once, since it may be cancelled at any moment.
         gone = {active for active in {s.active for s in everyone} if active.request.future.done()}
