@@ -191,6 +191,17 @@ def test_a_request_gets_the_same_alone_and_among_others_with_other_adapters(
         assert_same(one.future.result(timeout=0), expected)
 
 
+def test_the_adapters_of_a_batch_are_put_together_once_also_for_what_is_asked_about_prompts(
+    sampler, snapshots, monkeypatch
+):
+    put_together, stack = [], networks._stack
+    monkeypatch.setattr(networks, "_stack", lambda ops, of: put_together.append(of) or stack(ops, of))
+    for i, snapshot in enumerate(snapshots[:3]):
+        sampler.add(request(range(5 + i), samples=1, snapshot=snapshot, max_tokens=4, prompt_logprobs=True))
+    finish(sampler)
+    assert len(put_together) == 1
+
+
 @pytest.mark.parametrize(
     ("limits", "cores"),
     [
@@ -484,6 +495,20 @@ def test_a_request_cancelled_while_its_samples_are_looked_at_leaves_nothing_behi
     assert not sampler.busy
     assert not wait([asked.future], timeout=0).not_done
     assert sampler._regions._used == []
+
+
+def test_a_cancelled_request_gives_its_place_up_whatever_its_callbacks_raise(sampler):
+    def leave(_):
+        raise SystemExit
+
+    asked = request()
+    asked.future.add_done_callback(leave)
+    sampler.add(asked)
+    sampler.step()
+    with pytest.raises(SystemExit):
+        asked.future.cancel()
+    sampler.step()
+    assert not sampler.busy
 
 
 def test_who_stood_behind_a_cancelled_request_without_room_begins_at_once(model):
