@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitinker.engine.networks import Networks, distinct, place
+from minitinker.engine.networks import Networks, distinct
 from minitinker.engine.request import SampleRequest
 from minitinker.engine.scoring import PromptScores, score_prompt, top_of
 from minitinker.engine.sequence import Sequence
@@ -40,12 +40,10 @@ class Decoder:
         self._networks = Networks(ops, base)
         self._replays = ops.Replays()
         self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
-        self._options_of: tuple[list[Sequence], list[NDArray[Any]]] = [], []
 
     def rest(self) -> None:
-        """To be called where no step follows: products of others have all cores again, and no sequence is held."""
+        """To be called where no step follows: matrix products of others have all cores again."""
         self._one_core.close()
-        self._options_of = [], []
 
     def forget_replays(self) -> None:
         """Let go of what the backend keeps of earlier steps."""
@@ -70,7 +68,7 @@ class Decoder:
             np.array([s.tokens[-1] for s in sequences]),
             np.array([s.done for s in sequences]),
             np.array([s.region.start for s in sequences if s.region is not None]),
-            *self._options(sequences),
+            *_options(sequences),
             *([] if rows is None else [rows]),
         )
         depends_on = [network, *cache.keys, *cache.values]
@@ -82,11 +80,9 @@ class Decoder:
         for sequence in sequences:
             sequence.note_fed(1, exact)
 
-    def take_in(
-        self, fed: list[tuple[Sequence, int]], cache: KVCache
-    ) -> tuple[list[Snapshot], Network, Array]:
-        """Feed so many of its next tokens to each. Returns the adapters, the network of all tokens fed, and their final
-        states, (tokens, hidden_size), those of one sequence below those of the other."""
+    def take_in(self, fed: list[tuple[Sequence, int]], cache: KVCache) -> tuple[Network, Array]:
+        """Feed so many of its next tokens to each. Returns the network of all tokens fed, and their final states,
+        (tokens, hidden_size), those of one sequence below those of the other."""
         sequences, shares = [s for s, _ in fed], [share for _, share in fed]
         snapshots, owners = _owners(sequences)
         parts, exact, merged = self._route(sequences, shares, snapshots, owners)
@@ -108,22 +104,21 @@ class Decoder:
         h = self._in_one(self._ops.side_by_side(pass_through, parts))
         for sequence, share in fed:
             sequence.note_fed(share, exact)
-        return snapshots, network, h
+        return network, h
 
     def draw(self, network: Network, h: Array, rows: list[int], sequences: list[Sequence]) -> None:
         """Draw the next token of each sequence from one of the rows of h: (tokens, hidden_size)."""
         of_these = self._ops.array(np.array(rows))
         logits, _ = logits_forward(network.part(of_these), self._ops.embedding(of_these, h))
-        options = [self._ops.array(x) for x in self._options(sequences)]
+        options = [self._ops.array(x) for x in _options(sequences)]
         self._note_drawn(sequences, logits, *self._ops.sample(logits, *options))
 
-    def score(
-        self, states: list[Array], request: SampleRequest, seed: int, snapshots: list[Snapshot]
-    ) -> PromptScores:
-        """What is asked about a prompt. states: of its tokens in order, (tokens, hidden_size) each. snapshots: the
-        adapters of the step that its last tokens were in, which are put together already."""
-        owners = np.full(sum(len(h) for h in states), place(snapshots, request.snapshot))
-        return score_prompt(self._networks.of(snapshots, owners), self._in_one(states), request, seed)
+    def score(self, states: list[Array], request: SampleRequest, seed: int, network: Network) -> PromptScores:
+        """What is asked about a prompt. states: of its tokens in order, (tokens, hidden_size) each. network: that of
+        some of them."""
+        h = self._in_one(states)
+        net = network.part(self._ops.array(np.zeros(len(h), np.int64)))
+        return score_prompt(net, h, request, seed)
 
     def _route(
         self, sequences: list[Sequence], shares: list[int], snapshots: list[Snapshot], owners: Index
@@ -145,17 +140,6 @@ class Decoder:
         exact = ops.BATCH_INVARIANT or any(s.asks_for_bits for s in sequences)
         merged = None if exact else self._networks.merged(snapshots, owners)
         return parts, exact, merged
-
-    def _options(self, sequences: list[Sequence]) -> list[NDArray[Any]]:
-        """What `ops.sample` is told beside the logits, (sequences,) each: the next random number of each sequence, and
-        what its request says, which is looked at once where the same ones follow."""
-        if self._options_of[0] != sequences:
-            requests = [s.request for s in sequences]
-            limits = [
-                np.array([getattr(r, name) for r in requests]) for name in ("temperature", "top_k", "top_p")
-            ]
-            self._options_of = sequences, limits
-        return [np.array([s.uniforms.next() for s in sequences]), *self._options_of[1]]
 
     def _in_one(self, parts: list[Array]) -> Array:
         """Rows under each other."""
@@ -192,3 +176,14 @@ def _owners(sequences: list[Sequence]) -> tuple[list[Snapshot], Index]:
     snapshots = distinct([s.request.snapshot for s in sequences])
     places = {id(snapshot): i for i, snapshot in enumerate(snapshots)}
     return snapshots, np.array([places.get(id(s.request.snapshot), -1) for s in sequences])
+
+
+def _options(sequences: list[Sequence]) -> list[NDArray[Any]]:
+    """What `ops.sample` is told beside the logits, (sequences,) each."""
+    requests = [s.request for s in sequences]
+    return [
+        np.array([s.uniforms.next() for s in sequences]),
+        np.array([r.temperature for r in requests]),
+        np.array([r.top_k for r in requests]),
+        np.array([r.top_p for r in requests]),
+    ]

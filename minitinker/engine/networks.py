@@ -126,8 +126,3 @@ def _stack(ops: ModuleType, snapshots: list[Snapshot]) -> tuple[dict[str, tuple[
 def distinct(snapshots: Iterable[Snapshot | None]) -> list[Snapshot]:
     """Each adapter once."""
     return list({id(snapshot): snapshot for snapshot in snapshots if snapshot is not None}.values())
-
-
-def place(snapshots: list[Snapshot], snapshot: Snapshot | None) -> int:
-    """Where an adapter stands among `snapshots`; -1 for the base model itself."""
-    return next((i for i, other in enumerate(snapshots) if other is snapshot), -1)

@@ -22,9 +22,9 @@ from minitinker.engine.regions import Regions
 from minitinker.engine.request import SampleRequest, Uniforms
 from minitinker.engine.scoring import PromptScores, first_scored
 from minitinker.engine.sequence import Active, Sequence
-from minitinker.engine.trainer import Snapshot
 from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
+from minitinker.model.transformer import Network
 from minitinker.model.weights import BaseModel
 from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
 
@@ -216,14 +216,14 @@ class Sampler:
 
     def _take_in(self, fed: list[tuple[Sequence, int]]) -> list[Sequence]:
         """Advance where there are parts of prompts, too. Returns who drew a token."""
-        snapshots, network, h = self._decoder.take_in(fed, self._regions.arena.cache)
+        network, h = self._decoder.take_in(fed, self._regions.arena.cache)
         drawing: list[Sequence] = []
         rows: list[int] = []
         end = 0
         for sequence, share in fed:
             end += share
             if sequence.active.scores is None:
-                self._note_states(sequence, h[end - share : end], snapshots)
+                self._note_states(sequence, h[end - share : end], network.part(slice(end - share, end)))
             if sequence.done == sequence.length:
                 drawn = self._split(sequence)
                 drawing += drawn
@@ -232,8 +232,9 @@ class Sampler:
             self._decoder.draw(network, h, rows, drawing)
         return drawing
 
-    def _note_states(self, sequence: Sequence, h: Array, snapshots: list[Snapshot]) -> None:
-        """h: (tokens, hidden_size), the states of the tokens just fed, for what is asked about the prompt."""
+    def _note_states(self, sequence: Sequence, h: Array, network: Network) -> None:
+        """h: (tokens, hidden_size), the states of the tokens just fed, which went through `network`, for what is asked
+        about the prompt."""
         active, request = sequence.active, sequence.request
         start, first = sequence.done - len(h), first_scored(request)
         if sequence.done > first:
@@ -242,7 +243,7 @@ class Sampler:
             states, active.states = active.states, []
             active.scores = PromptScores()
             if states:
-                active.scores = self._decoder.score(states, request, active.seed, snapshots)
+                active.scores = self._decoder.score(states, request, active.seed, network)
             if not active.scores.finite:
                 _fail_for_nan(active)
 
