@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 from tiny_models import VOCAB, make_model, make_trainer, to_peft
 
 from minitinker import APIError, BadRequestError, reference
-from minitinker.engine import decoder, networks
+from minitinker.engine import networks
 from minitinker.engine import sampler as sampler_file
 from minitinker.engine.cache import Arena
 from minitinker.engine.request import SampleRequest, Served, Uniforms
@@ -203,18 +203,18 @@ def test_the_adapters_of_a_batch_are_put_together_once_also_for_what_is_asked_ab
 
 
 @pytest.mark.parametrize(
-    ("limits", "cores"),
+    ("limits", "used"),
     [
-        ({"MULTIPLICATIONS": 1 << 60, "TOKENS": 1 << 60}, "one"),
-        ({"MULTIPLICATIONS": 0, "TOKENS": 1 << 60}, "all"),
-        ({"TOKENS": 1, "STATES": 0}, "one for each part"),
+        ({"decoder.TOKENS": 1 << 60, "cores.SOME": 1 << 60, "cores.MANY": 1 << 60}, "one"),
+        ({"decoder.TOKENS": 1 << 60, "cores.SOME": 0, "cores.MANY": 0}, "all"),
+        ({"decoder.TOKENS": 1, "decoder.STATES": 0}, "one for each part"),
     ],
 )
-def test_a_seed_draws_the_same_however_a_step_uses_the_cores(model, snapshots, limits, cores, monkeypatch):
+def test_a_seed_draws_the_same_however_a_step_uses_the_cores(model, snapshots, limits, used, monkeypatch):
     fields = [{"prompt": range(i, 20 + 3 * i), "seed": i, "snapshot": snapshots[i]} for i in range(5)]
     expected = answers(Sampler(reference, model[0]), *(request(**own) for own in fields))
     for name, value in limits.items():
-        monkeypatch.setattr(decoder, name, value)
+        monkeypatch.setattr(f"minitinker.engine.{name}", value)
     sampler, requests, seen = Sampler(reference, model[0]), [request(**own) for own in fields], set()
     shared = reference.side_by_side
 
@@ -227,7 +227,7 @@ def test_a_seed_draws_the_same_however_a_step_uses_the_cores(model, snapshots, l
     for one, other in zip(answers(sampler, *requests), expected, strict=True):
         assert_same(one, other)
     if reference.width() > 1:
-        assert cores in seen
+        assert used in seen
 
 
 def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_next(model, snapshots):

@@ -1,6 +1,5 @@
 """What a sampler's step computes: tokens of many sequences go through the model, and the next ones are drawn."""
 
-from contextlib import ExitStack
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minitinker.engine.cores import Cores
 from minitinker.engine.networks import Networks, distinct
 from minitinker.engine.request import SampleRequest
 from minitinker.engine.scoring import PromptScores, score_prompt, top_of
@@ -26,9 +26,6 @@ Index = NDArray[np.int64]
 # much that is no product; or where their adapters have so many numbers, of which each is read for few tokens.
 TOKENS, STATES = 32, 1 << 14
 ADAPTERS = 1 << 23
-# Else BLAS shares products among all cores where a step has so many multiplications, tokens x numbers of the base. Its
-# threads wait for each other after each product: with fewer, that takes long where something else keeps a core busy.
-MULTIPLICATIONS = 1 << 28
 
 
 class Decoder:
@@ -39,11 +36,11 @@ class Decoder:
         self._numbers = base.weights.numbers
         self._networks = Networks(ops, base)
         self._replays = ops.Replays()
-        self._one_core, self._on_one_core = ExitStack(), False  # entered while small steps follow each other
+        self._cores = Cores(ops)
 
     def rest(self) -> None:
         """To be called where no step follows: matrix products of others have all cores again."""
-        self._one_core.close()
+        self._cores.rest()
 
     def forget_replays(self) -> None:
         """Let go of what the backend keeps of earlier steps."""
@@ -72,9 +69,11 @@ class Decoder:
             *([] if rows is None else [rows]),
         )
         depends_on = [network, *cache.keys, *cache.values]
-        drawn = self._ops.side_by_side(
-            lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)), parts
-        )
+        with self._cores.step(self._multiplications(parts, len(sequences)), repeated=True):
+            drawn = self._ops.side_by_side(
+                lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)),
+                parts,
+            )
         for part, (logits, tokens, logprobs) in zip(parts, drawn, strict=True):
             self._note_drawn(sequences[part.start : part.stop], logits, tokens, logprobs)
         for sequence in sequences:
@@ -101,7 +100,8 @@ class Decoder:
                 return fused_states(merged, batch, cache)
             return hidden_states(network.part(rows), batch, cache)[0]
 
-        h = self._in_one(self._ops.side_by_side(pass_through, parts))
+        with self._cores.step(self._multiplications(parts, sum(shares)), repeated=False):
+            h = self._in_one(self._ops.side_by_side(pass_through, parts))
         for sequence, share in fed:
             sequence.note_fed(share, exact)
         return network, h
@@ -131,15 +131,13 @@ class Decoder:
             len(snapshots) > 1 and sum(snapshot.spec.size for snapshot in snapshots) >= ADAPTERS
         )
         parts = micro_batches(shares, ops.width()) if apart else [range(len(sequences))]
-        if len(parts) == 1 and tokens * self._numbers >= MULTIPLICATIONS:
-            self._one_core.close()
-        elif not self._on_one_core:
-            self._on_one_core = True
-            self._one_core.enter_context(ops.on_one_core())
-            self._one_core.callback(setattr, self, "_on_one_core", False)
         exact = ops.BATCH_INVARIANT or any(s.asks_for_bits for s in sequences)
         merged = None if exact else self._networks.merged(snapshots, owners)
         return parts, exact, merged
+
+    def _multiplications(self, parts: list[range], tokens: int) -> int:
+        """That BLAS may share among cores: none where each has a part of its own."""
+        return tokens * self._numbers if len(parts) == 1 else 0
 
     def _in_one(self, parts: list[Array]) -> Array:
         """Rows under each other."""
