@@ -80,10 +80,10 @@ class Decoding:
     a group of heads P lies as Q K^T gives it.
 
     groups: of sequences with about as many keys: (sequences,) the rows of q; (sequences, keys) those of k and v, padded
-    with the last; a mask, (sequences, 1, 1, keys), -inf where they are padded and 0 elsewhere, or (0, ...) where none
+    with the last; a mask, (sequences, 1, 1, keys), -inf where they are padded and 0 elsewhere, or None where none
     is."""
 
-    groups: list[tuple[Index, Index, Array]]
+    groups: list[tuple[Index, Index, Array | None]]
 
 
 def attention_plan(
@@ -117,10 +117,8 @@ def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Pla
     """The plan where sequence i has one query, row i of q. It has no backward.
 
     k_starts, k_lengths: (sequences,). exact: whether a query shall have its bits, which takes longer."""
-    alike: defaultdict[int, list[int]] = defaultdict(list)
-    for row, keys in enumerate(k_lengths.tolist()):
-        alike[keys.bit_length()].append(row)
-    groups = [np.array(rows) for rows in alike.values()]
+    _, bit_lengths = np.frexp(k_lengths)
+    groups = [np.flatnonzero(bit_lengths == each) for each in set(bit_lengths.tolist())]
     if not exact:
         return Decoding([_padded_keys(rows, k_starts[rows], k_lengths[rows]) for rows in groups])
     sequences = np.stack([np.arange(len(k_starts)), np.ones_like(k_starts), k_starts, k_lengths], axis=1)
@@ -192,15 +190,15 @@ def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: floa
     """What `attention_forward` gives. P: (sequences, kv_heads, group, keys)."""
     heads, kv_heads, head_dim = q.shape[1], *k.shape[1:]
     o = np.empty_like(q)
-    for all_rows, all_keys, all_masks in plan.groups:
+    for all_rows, all_keys, mask in plan.groups:
         count = max(1, SCORES // (heads * all_keys.shape[1]))  # at once
         for first in range(0, len(all_rows), count):
             part = slice(first, first + count)
-            rows, keys, mask = all_rows[part], all_keys[part], all_masks[part]
-            q_rows = (q.take(rows, axis=0) * scale).reshape(-1, kv_heads, heads // kv_heads, head_dim)
+            rows, keys = part if len(plan.groups) == 1 else all_rows[part], all_keys[part]
+            q_rows = (q[rows] * scale).reshape(-1, kv_heads, heads // kv_heads, head_dim)
             p = q_rows @ k.take(keys, axis=0).transpose(0, 2, 3, 1)
-            if len(mask) > 0:
-                p += mask
+            if mask is not None:
+                p += mask[part]
             p -= p.max(axis=-1, keepdims=True)
             np.exp(p, out=p)
             out = p @ v.take(keys, axis=0).swapaxes(1, 2)
@@ -209,11 +207,13 @@ def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: floa
     return o
 
 
-def _padded_keys(rows: Index, k_starts: Index, k_lengths: Index) -> tuple[Index, Index, Array]:
+def _padded_keys(rows: Index, k_starts: Index, k_lengths: Index) -> tuple[Index, Index, Array | None]:
     """A group of Decoding."""
     key, last = np.arange(k_lengths.max()), k_lengths[:, None] - 1
+    if len(key) == k_lengths.min():
+        return rows, k_starts[:, None] + key, None
     mask = np.where(key > last, np.float32(-np.inf), np.float32(0))[:, None, None]
-    return rows, k_starts[:, None] + np.minimum(key, last), mask if mask.any() else mask[:0]
+    return rows, k_starts[:, None] + np.minimum(key, last), mask
 
 
 def _padded(blocks: Index, in_groups: bool) -> Blocks:
