@@ -117,7 +117,7 @@ def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Pla
     """The plan where sequence i has one query, row i of q. It has no backward.
 
     k_starts, k_lengths: (sequences,). exact: whether a query shall have its bits, which takes longer."""
-    _, bit_lengths = np.frexp(k_lengths)
+    _, bit_lengths = np.frexp(k_lengths)  # a number's binary exponent
     groups = [np.flatnonzero(bit_lengths == each) for each in set(bit_lengths.tolist())]
     if not exact:
         return Decoding([_padded_keys(rows, k_starts[rows], k_lengths[rows]) for rows in groups])
@@ -194,7 +194,8 @@ def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: floa
         count = max(1, SCORES // (heads * all_keys.shape[1]))  # at once
         for first in range(0, len(all_rows), count):
             part = slice(first, first + count)
-            rows, keys = part if len(plan.groups) == 1 else all_rows[part], all_keys[part]
+            keys = all_keys[part]
+            rows = part if len(plan.groups) == 1 else all_rows[part]  # of one group they stand in order
             q_rows = (q[rows] * scale).reshape(-1, kv_heads, heads // kv_heads, head_dim)
             p = q_rows @ k.take(keys, axis=0).transpose(0, 2, 3, 1)
             if mask is not None:

@@ -42,6 +42,9 @@ class CountingSampler:
         self.left -= 1
         self.log.append("step")
 
+    def rest(self):
+        pass
+
     def cancel_all(self):
         self.cancelled, self.left = True, 0
 
@@ -99,6 +102,28 @@ def test_jobs_and_samplers_take_turns(monkeypatch, turn, expected):
     worker.add_sampler(CountingSampler(3, log))
     for _ in range(4):
         worker.submit(lambda: log.append("job"))
+    begin.set()
+    worker.close(finish=True)
+    assert log == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([3], ["rest", "job", "step", "step", "step"]),
+        ([1, 3], ["rest", "rest", "job", "step", "rest", "step", "rest", "step", "step"]),
+    ],
+)
+def test_a_sampler_rests_before_jobs_and_steps_of_others(monkeypatch, steps, expected):
+    class Resting(CountingSampler):
+        def rest(self):
+            self.log.append("rest")
+
+    monkeypatch.setattr(worker_module, "TURN", 60)
+    worker, log, begin = Worker(), [], threading.Event()
+    worker.submit(begin.wait)
+    worker.submit(lambda: [worker.add_sampler(Resting(each, log)) for each in steps])
+    worker.submit(lambda: log.append("job"))
     begin.set()
     worker.close(finish=True)
     assert log == expected

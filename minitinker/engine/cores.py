@@ -1,26 +1,36 @@
 """How many cores BLAS uses for the matrix products of a sampler's steps."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import ModuleType
 
-# From SOME multiplications in a step on, sharing its products may be quicker: steps that are repeated try that out,
-# others share MANY.
+# Sharing the products of a step may be quicker if it has SOME multiplications or more. Steps that are repeated try that
+# out; one that is not shares them if it has MANY.
 SOME, MANY = 1 << 25, 1 << 28
-# What is known of how long steps take moves to the last one by a part of the difference. That of the way not taken
-# shrinks with each step, so that it is tried again, the later the slower it was.
-NEWEST, FORGOTTEN = 1 / 4, 1 / 256
+NEWEST = 1 / 4  # how much a step counts in the running mean
+OUTLIER = 2  # times the mean, which is all that counts of a longer step
+FORGOTTEN = 1 / 256  # by how much the mean of the way not taken shrinks with each step
 
 
 @dataclass
 class Known:
-    """Of steps of one size: seconds with one core and with all; which of the two the last one took."""
+    """Of steps that are alike: the running means of their seconds with one core and with all, and which of the two the
+    last step took. The smaller one is taken; 0 where there was no step yet. The other one shrinks, so that it is tried
+    again, the later the slower it was."""
 
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
     taken: int | None = None
+
+    def note(self, taken: int, seconds: float) -> None:
+        mean = self.seconds[taken]
+        if taken == self.taken and mean > 0:
+            seconds = mean + NEWEST * (min(seconds, OUTLIER * mean) - mean)
+        self.seconds[taken] = seconds
+        self.seconds[1 - taken] *= 1 - FORGOTTEN
+        self.taken = taken
 
 
 class Cores:
@@ -32,30 +42,27 @@ class Cores:
 
     def __init__(self, ops: ModuleType) -> None:
         self._ops = ops
-        self._one, self._on_one = ExitStack(), False  # entered while steps on one core follow each other
-        self._known: defaultdict[int, Known] = defaultdict(Known)
+        self._one, self._on_one = ExitStack(), False
+        self._known: defaultdict[Hashable, Known] = defaultdict(Known)
 
     def rest(self) -> None:
-        """To be called where no step follows: products of others have all cores again."""
+        """To be called where no step follows: a step on one core leaves BLAS there for the next one."""
         self._one.close()
 
     @contextmanager
-    def step(self, multiplications: int, repeated: bool) -> Iterator[None]:
-        """To enter for a step of so many. repeated: whether steps like it follow each other: it is done as was quicker
-        in the last ones of as many multiplications."""
-        known = self._known[multiplications] if repeated and multiplications >= SOME else None
+    def step(self, multiplications: int, alike: Hashable = None) -> Iterator[None]:
+        """To enter for a step. alike: what else steps have in common that take about as long; None where it is not
+        repeated. One that raises is not counted."""
+        tried = alike is not None and multiplications >= SOME
+        known = self._known[multiplications.bit_length(), alike] if tried else None
         shared = multiplications >= MANY if known is None else known.seconds[1] < known.seconds[0]
         if shared:
             self._one.close()
         elif not self._on_one:
-            self._on_one = True
             self._one.enter_context(self._ops.on_one_core())
+            self._on_one = True
             self._one.callback(setattr, self, "_on_one", False)
         begin = perf_counter()
         yield
         if known is not None:
-            taken, other = (1, 0) if shared else (0, 1)
-            newest = NEWEST if taken == known.taken else 1
-            known.seconds[taken] += newest * (perf_counter() - begin - known.seconds[taken])
-            known.seconds[other] *= 1 - FORGOTTEN
-            known.taken = taken
+            known.note(int(shared), perf_counter() - begin)

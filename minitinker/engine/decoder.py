@@ -39,7 +39,7 @@ class Decoder:
         self._cores = Cores(ops)
 
     def rest(self) -> None:
-        """To be called where no step follows: matrix products of others have all cores again."""
+        """To be called where no step follows, since others' matrix products need all cores."""
         self._cores.rest()
 
     def forget_replays(self) -> None:
@@ -69,7 +69,8 @@ class Decoder:
             *([] if rows is None else [rows]),
         )
         depends_on = [network, *cache.keys, *cache.values]
-        with self._cores.step(self._multiplications(parts, len(sequences)), repeated=True):
+        alike = exact, merged is not None
+        with self._cores.step(self._multiplications(parts, len(sequences)), alike):
             drawn = self._ops.side_by_side(
                 lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)),
                 parts,
@@ -100,7 +101,7 @@ class Decoder:
                 return fused_states(merged, batch, cache)
             return hidden_states(network.part(rows), batch, cache)[0]
 
-        with self._cores.step(self._multiplications(parts, sum(shares)), repeated=False):
+        with self._cores.step(self._multiplications(parts, sum(shares))):
             h = self._in_one(self._ops.side_by_side(pass_through, parts))
         for sequence, share in fed:
             sequence.note_fed(share, exact)
@@ -136,7 +137,7 @@ class Decoder:
         return parts, exact, merged
 
     def _multiplications(self, parts: list[range], tokens: int) -> int:
-        """That BLAS may share among cores: none where each has a part of its own."""
+        """That BLAS may share among cores, tokens x numbers of the base: none where each core has a part of its own."""
         return tokens * self._numbers if len(parts) == 1 else 0
 
     def _in_one(self, parts: list[Array]) -> Array:

@@ -65,6 +65,11 @@ class Sampler:
         for sequence in [*self._waiting, *self._running]:
             sequence.request.future.cancel()
         self._forget_answered()
+        self.rest()
+
+    def rest(self) -> None:
+        """To be called after a step where another one of this sampler does not follow: it may hold matrix products to
+        one core."""
         self._decoder.rest()
 
     def step(self) -> None:
@@ -86,7 +91,7 @@ class Sampler:
             self._fail(failure, [sequence for sequence, _ in fed] or self._waiting[:1])
             self._forget_answered()
         if failure is not None or not self._running:
-            self._decoder.rest()
+            self.rest()
 
     def _fail(self, failure: BaseException, failed: list[Sequence]) -> None:
         """Tell it to those who were in the step, or else first in line; the others begin again in an empty arena."""

@@ -30,7 +30,7 @@ class Worker:
 
     Samplers share the thread: when the jobs have had their TURN, each sampler that has work does one decode
     step, so that a long queue does not stall sampling, nor many samples the queue. Requests that are made
-    together wait in line together and so decode together.
+    together wait in line together and so decode together. A sampler rests before anything but its own next step.
 
     When the main thread ends, the worker finishes what was asked and ends too; if an exception ended it, Ctrl-C
     among them but not SystemExit, what has not begun is dropped.
@@ -85,13 +85,16 @@ class Worker:
         while not self._dropping and not (self._closed and self._jobs.empty() and not self._busy()):
             turn = time.monotonic() + TURN
             while (job := self._next()) is not None:
+                self._let_rest(self._samplers)
                 _run_job(*job, self._explain)
                 del job  # it may hold the last reference to the client whose end closes this worker
                 if self._dropping or time.monotonic() > turn:
                     break
             if not self._dropping:
-                for sampler in self._busy():
+                busy = self._busy()
+                for sampler in busy:
                     sampler.step()
+                    self._let_rest([sampler] if len(busy) > 1 else [])
             self._close_with_program()
         self._drop()
 
@@ -112,6 +115,10 @@ class Worker:
 
     def _busy(self) -> list[Sampler]:
         return [sampler for sampler in self._samplers if sampler.busy]
+
+    def _let_rest(self, samplers: list[Sampler]) -> None:
+        for sampler in samplers:
+            sampler.rest()
 
     def _close_with_program(self) -> None:
         if not (self._dropping or threading.main_thread().is_alive()):
