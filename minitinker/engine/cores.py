@@ -48,6 +48,7 @@ class Cores:
     def rest(self) -> None:
         """To be called where no step follows: a step on one core leaves BLAS there for the next one."""
         self._one.close()
+        self._on_one = False
 
     @contextmanager
     def step(self, multiplications: int, alike: Hashable = None) -> Iterator[None]:
@@ -57,11 +58,10 @@ class Cores:
         known = self._known[multiplications.bit_length(), alike] if tried else None
         shared = multiplications >= MANY if known is None else known.seconds[1] < known.seconds[0]
         if shared:
-            self._one.close()
+            self.rest()
         elif not self._on_one:
             self._one.enter_context(self._ops.on_one_core())
             self._on_one = True
-            self._one.callback(setattr, self, "_on_one", False)
         begin = perf_counter()
         yield
         if known is not None:

@@ -1,5 +1,6 @@
 """What a sampler's step computes: tokens of many sequences go through the model, and the next ones are drawn."""
 
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -70,11 +71,12 @@ class Decoder:
         )
         depends_on = [network, *cache.keys, *cache.values]
         alike = exact, merged is not None
-        with self._cores.step(self._multiplications(parts, len(sequences)), alike):
-            drawn = self._ops.side_by_side(
-                lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)),
-                parts,
-            )
+        drawn = self._on_cores(
+            lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)),
+            parts,
+            len(sequences),
+            alike,
+        )
         for part, (logits, tokens, logprobs) in zip(parts, drawn, strict=True):
             self._note_drawn(sequences[part.start : part.stop], logits, tokens, logprobs)
         for sequence in sequences:
@@ -101,8 +103,7 @@ class Decoder:
                 return fused_states(merged, batch, cache)
             return hidden_states(network.part(rows), batch, cache)[0]
 
-        with self._cores.step(self._multiplications(parts, sum(shares))):
-            h = self._in_one(self._ops.side_by_side(pass_through, parts))
+        h = self._in_one(self._on_cores(pass_through, parts, sum(shares)))
         for sequence, share in fed:
             sequence.note_fed(share, exact)
         return network, h
@@ -136,9 +137,14 @@ class Decoder:
         merged = None if exact else self._networks.merged(snapshots, owners)
         return parts, exact, merged
 
-    def _multiplications(self, parts: list[range], tokens: int) -> int:
-        """That BLAS may share among cores, tokens x numbers of the base: none where each core has a part of its own."""
-        return tokens * self._numbers if len(parts) == 1 else 0
+    def _on_cores(
+        self, function: Callable[[range], Any], parts: list[range], tokens: int, alike: Hashable = None
+    ) -> list[Any]:
+        """function of each part, side by side; where one part has all the tokens, BLAS may share its products. alike:
+        as in `Cores.step`."""
+        multiplications = tokens * self._numbers if len(parts) == 1 else 0
+        with self._cores.step(multiplications, alike):
+            return self._ops.side_by_side(function, parts)  # type: ignore[no-any-return]
 
     def _in_one(self, parts: list[Array]) -> Array:
         """Rows under each other."""

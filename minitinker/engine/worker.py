@@ -85,7 +85,8 @@ class Worker:
         while not self._dropping and not (self._closed and self._jobs.empty() and not self._busy()):
             turn = time.monotonic() + TURN
             while (job := self._next()) is not None:
-                self._let_rest(self._samplers)
+                for sampler in self._samplers:
+                    sampler.rest()
                 _run_job(*job, self._explain)
                 del job  # it may hold the last reference to the client whose end closes this worker
                 if self._dropping or time.monotonic() > turn:
@@ -94,7 +95,8 @@ class Worker:
                 busy = self._busy()
                 for sampler in busy:
                     sampler.step()
-                    self._let_rest([sampler] if len(busy) > 1 else [])
+                    if len(busy) > 1:
+                        sampler.rest()
             self._close_with_program()
         self._drop()
 
@@ -115,10 +117,6 @@ class Worker:
 
     def _busy(self) -> list[Sampler]:
         return [sampler for sampler in self._samplers if sampler.busy]
-
-    def _let_rest(self, samplers: list[Sampler]) -> None:
-        for sampler in samplers:
-            sampler.rest()
 
     def _close_with_program(self) -> None:
         if not (self._dropping or threading.main_thread().is_alive()):
