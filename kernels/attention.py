@@ -148,7 +148,8 @@ def attention_forward(
     query sees may hold anything. Sequences may share rows of k and v, but have no backward then. Raises ValueError
     where more than 64 heads share their keys.
     """
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    k, v = k.contiguous(), v.contiguous()
+    q = q if q.stride()[1:] == (q.shape[2], 1) else q.contiguous()  # tokens may lie further apart
     group = q.shape[1] // k.shape[1]
     if group > ROWS:
         raise ValueError(f"{group} heads share their keys; at most {ROWS} can")
@@ -156,7 +157,7 @@ def attention_forward(
     lse = torch.empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
     tiles = plan.table(_query_tiles, ROWS // group, q)
     _forward_kernel[(len(tiles), k.shape[1])](
-        q, k, v, o, lse, tiles, k.shape[1], **_constants(q, k, scale, FORWARD)
+        q, k, v, o, lse, tiles, k.shape[1], q.stride(0), **_constants(q, k, scale, FORWARD)
     )
     return o, (q, k, v, o, lse, plan, scale)
 
@@ -170,6 +171,7 @@ def _forward_kernel(
     lse_ptr,
     tiles_ptr,
     kv_heads,
+    q_stride,  # from one token to the next
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -185,8 +187,9 @@ def _forward_kernel(
     i, key, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)[None, :]
     query, head = i // GROUP, tl.program_id(1) * GROUP + i % GROUP
     row = (first_query + query) * (kv_heads * GROUP) + head
-    q_at, q_in = row[:, None] * HEAD_DIM + d, (query < queries)[:, None] & (d < HEAD_DIM)
+    o_at, q_in = row[:, None] * HEAD_DIM + d, (query < queries)[:, None] & (d < HEAD_DIM)
     k_at = ((first_key + key) * kv_heads + tl.program_id(1))[:, None] * HEAD_DIM + d
+    q_at = ((first_query + query) * q_stride + head * HEAD_DIM)[:, None] + d
     q = tl.load(q_ptr + q_at, q_in, 0)
 
     top = tl.full((BLOCK_M,), float("-inf"), SUM)  # the largest of each row's scores so far
@@ -205,7 +208,7 @@ def _forward_kernel(
         o = tl.dot(p.to(v.dtype), v, o * shrink[:, None], input_precision="ieee", out_dtype=SUM)
         top = new_top
         k_at += BLOCK_N * kv_heads * HEAD_DIM
-    tl.store(o_ptr + q_at, o / total[:, None], q_in)
+    tl.store(o_ptr + o_at, o / total[:, None], q_in)
     tl.store(lse_ptr + row, top + tl.log2(total), query < queries)
 
 
@@ -216,7 +219,7 @@ def attention_backward(do: torch.Tensor, saved: Any) -> tuple[torch.Tensor, torc
     `decoding_plan`.
     """
     q, k, v, o, lse, plan, scale = saved
-    do = do.contiguous()
+    q, do = q.contiguous(), do.contiguous()
     dq, dk, dv = _new(q, plan.q_lengths), _new(k, plan.k_lengths), _new(v, plan.k_lengths)
     delta = torch.empty_like(lse)
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
@@ -352,4 +355,5 @@ def _constants(q: torch.Tensor, k: torch.Tensor, scale: float, kernel: int) -> d
 
 def _new(x: torch.Tensor, lengths: Index) -> torch.Tensor:
     """A new array like x; of zeros where sequences of these lengths leave out some of its rows."""
-    return torch.empty_like(x) if lengths.sum() == len(x) else torch.zeros_like(x)
+    make = torch.empty if lengths.sum() == len(x) else torch.zeros
+    return make(x.shape, dtype=x.dtype, device=x.device)

@@ -13,10 +13,14 @@ narrow     xa = s x A^T                    u  = s dy B
 product    y  = xa B^T + x W^T + bias      dx = u A + dy W       both products into one accumulator
 gradient   dB = dy^T xa                    dA = u^T x            chunks of tokens first, then their sum
 
-Rows of many adapters stand in one tile in any order. For them a fourth kernel, `expand`, forms xa B^T, one program for
-each adapter of a tile's rows, and the product begins from what it wrote in full precision: the same bits.
+Rows of many adapters stand in one tile in any order. For them the product forms xa B^T of all rows with one adapter
+after the other, and of each takes the rows that have it.
+
+To sample, linears of the same x, as those of q, k and v, go together: their W stand below each other, so do their A and
+their B, and each column of y has the part of xa that is its linear's.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,13 +32,13 @@ from .array import array, sum_dtype
 # The order of every sum: over d_in, d_out, rank and tokens in blocks of this many numbers, by dtype alone.
 _BLOCK_K = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 16}
 # The tiles partition the output and order no sum, so they may vary: rows, columns, numbers of d_in at once, warps,
-# stages of the pipeline. A few rows (decoding) take narrow tiles, so that all multiprocessors read from W. 64 rows are
+# stages of the pipeline. Few rows (decoding) take narrow tiles, so that all multiprocessors read from W. 64 rows are
 # the fewest: below that Hopper takes another instruction, which may round otherwise. With tensor cores a block of d_in
 # is added up 16 numbers after the other, so its size orders nothing. Without them, as in float32, operands go through
 # registers, and tiles are small.
-_FEW_ROWS = 128
+_FEW_ROWS, _SOME_ROWS = 128, 512
 _TILE_OF_FEW = {
-    torch.bfloat16: (64, 32, 64, 4, 8),
+    torch.bfloat16: (64, 32, 128, 4, 4),
     torch.float32: (64, 32, 32, 4, 4),
     torch.float64: (64, 32, 16, 4, 3),
 }
@@ -43,6 +47,10 @@ _TILE_OF_MANY = {
     torch.float32: (64, 64, 32, 4, 3),
     torch.float64: (64, 64, 16, 4, 3),
 }
+_TILE_OF_SOME = _TILE_OF_MANY | {torch.bfloat16: (64, 64, 128, 4, 3)}
+# Of two results at once, which many rows of many adapters need, no larger one fits the registers.
+_TILE_OF_MIXED = _TILE_OF_MANY | {torch.bfloat16: (128, 128, 64, 8, 4)}
+_EACH = 128  # columns of xa B^T formed at once, of as many adapters as have room
 _NARROW_OF_FEW = (16, 2, 4, 8)  # columns over rank, blocks of d_in at once, warps, stages
 _MOST_RANK = {torch.bfloat16: 128, torch.float32: 64, torch.float64: 64}  # columns of a tile over rank
 _CHUNK = 512  # tokens of one partial sum of dA, dB
@@ -58,12 +66,15 @@ def lora_linear_forward(
     scale: torch.Tensor | None,
     adapter: torch.Tensor | None,
     exact: bool = False,
+    parts: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """x: (tokens, d_in), w: (d_out, d_in), bias: (d_out,) or None -> y: (tokens, d_out).
 
     a: (adapters, rank, d_in), b: (adapters, d_out, rank), scale: (adapters,); all None: no adapter at all.
     adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row.
     exact: whether a row shall have its bits among any others, which here it always has.
+    parts: d_out of each of up to three linears whose W stand below each other in w, their B in b, and their A in
+    a: (adapters, linears * rank, d_in); y has the bits that they give one by one, and no backward. None: one linear.
     x, w, bias, a and b have one dtype, y too; scale is float32. w, a and b may have any strides.
     """
     x = x.contiguous()
@@ -73,7 +84,8 @@ def lora_linear_forward(
     scale = scale.contiguous()
     adapter = None if adapter is None else adapter.contiguous()
     xa = _narrow(x, a, scale, adapter)
-    return _product(x, w, bias, xa, b, adapter), (x, w, a, b, scale, adapter, xa)
+    y = _product(x, w, bias, xa, b, adapter, parts)
+    return y, None if parts else (x, w, a, b, scale, adapter, xa)
 
 
 def lora_linear_backward(
@@ -184,16 +196,17 @@ def _product(
     xa: torch.Tensor | None = None,
     b: torch.Tensor | None = None,
     adapter: torch.Tensor | None = None,
+    parts: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """x: (tokens, d_in), w: (d_out, d_in), xa: (tokens, rank), b: (adapters, d_out, rank) -> y: (tokens, d_out)."""
+    """x: (tokens, d_in), w: (d_out, d_in), xa: (tokens, linears * rank), b: (adapters, d_out, rank)
+    -> y: (tokens, d_out)."""
     tokens, d_in = x.shape
     d_out = len(w)
     rank = 0 if b is None else b.shape[2]
-    block_m, block_n, block_k, warps, stages = (_TILE_OF_FEW if tokens <= _FEW_ROWS else _TILE_OF_MANY)[
-        x.dtype
-    ]
+    tiles = _TILE_OF_MANY if adapter is None else _TILE_OF_MIXED
+    tiles = _TILE_OF_FEW if tokens <= _FEW_ROWS else _TILE_OF_SOME if tokens <= _SOME_ROWS else tiles
+    block_m, block_n, block_k, warps, stages = tiles[x.dtype]
     y = torch.empty((tokens, d_out), dtype=x.dtype, device=x.device)
-    expanded = None if xa is None or b is None or adapter is None else _expand(xa, b, adapter)
     grid = (triton.cdiv(tokens, block_m) * triton.cdiv(d_out, block_n),)
     _product_kernel[grid](
         x,
@@ -202,18 +215,22 @@ def _product(
         xa,
         b,
         adapter,
-        expanded,
         y,
         tokens,
         d_in,
         d_out,
         rank,
+        *_ends(d_out, parts),
         *w.stride(),
-        *((0, 0) if b is None else b.stride()[1:]),
+        *((0, 0, 0) if b is None else b.stride()),
+        LINEARS=len(parts or [d_out]),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
-        BLOCK_R=_BLOCK_K[x.dtype],
+        BLOCK_R=min(_BLOCK_K[x.dtype], _block_r(rank, x.dtype)),
+        ADAPTERS=max(1, _EACH // block_n),
+        ONE_TILE=rank <= _BLOCK_K[x.dtype],
+        APART=x.dtype != torch.bfloat16,
         SUM=sum_dtype(x),
         num_warps=warps,
         num_stages=stages,
@@ -229,20 +246,26 @@ def _product_kernel(
     xa_ptr,
     b_ptr,
     adapter_ptr,
-    expanded_ptr,
     y_ptr,
     tokens,
     d_in,
     d_out,
     rank,
+    end_0,
+    end_1,
     w_stride_out,
     w_stride_in,
+    b_stride,
     b_stride_out,
     b_stride_rank,
+    LINEARS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    ADAPTERS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    APART: tl.constexpr,
     SUM: tl.constexpr,
 ):
     # Programs that run at the same time share few rows of x and few of W: down 16 tiles, then to the right.
@@ -253,16 +276,31 @@ def _product_kernel(
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask, column_mask = (rows < tokens)[:, None], (columns < d_out)[None, :]
 
-    y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
     y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
-    if expanded_ptr is not None:
-        has_one = (tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1) >= 0)[:, None]
-        y = tl.load(expanded_ptr + y_at, mask=has_one & column_mask, other=0.0)
-    elif xa_ptr is not None:
-        xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank
-        b_ptrs = b_ptr + columns.to(tl.int64)[None, :] * b_stride_out
-        y = _expansion(y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
+    if xa_ptr is not None:
+        xa_row = xa_ptr + rows.to(tl.int64)[:, None] * (LINEARS * rank)
+        b_row = b_ptr + columns.to(tl.int64)[None, :] * b_stride_out
+        if LINEARS == 1 and adapter_ptr is None:
+            y = _expansion(y, xa_row, b_row, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
+        else:
+            first, end = column_tile * BLOCK_N, tl.minimum(column_tile * BLOCK_N + BLOCK_N, d_out)
+            for i in range(_linear(first, end_0, end_1), _linear(end - 1, end_0, end_1) + 1):
+                own = column_mask & (_linear(columns, end_0, end_1) == i)[None, :]
+                xa_own = xa_row + i * rank
+                if adapter_ptr is None:
+                    y = _expansion(y, xa_own, b_row, row_mask, own, rank, b_stride_rank, BLOCK_R, SUM)
+                else:
+                    adapter = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1).to(tl.int32)
+                    y = _expansion_of_each(
+                        y, xa_own, b_ptr, adapter, i, first, d_out, rank, end_0, end_1,
+                        b_stride, b_stride_out, b_stride_rank, BLOCK_M, BLOCK_N, BLOCK_R, ADAPTERS, ONE_TILE, SUM,
+                    )  # fmt: skip
 
+    # Without tensor cores numbers are added one by one, so W's begin at 0 and not where the adapter's ended: each sum
+    # loses less the shorter it is.
+    expansion = y
+    if APART:
+        y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
     k = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
     w_ptrs = w_ptr + columns.to(tl.int64)[None, :] * w_stride_out + k[:, None] * w_stride_in
@@ -274,80 +312,89 @@ def _product_kernel(
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K * w_stride_in
 
+    if APART:
+        y += expansion
     if bias_ptr is not None:
         y += tl.load(bias_ptr + columns, mask=columns < d_out, other=0.0).to(SUM)[None, :]
+    y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
     tl.store(y_ptr + y_at, y.to(y_ptr.dtype.element_ty), mask=row_mask & column_mask)
 
 
 @triton.jit
 def _expansion(
-    y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R: tl.constexpr, SUM: tl.constexpr
+    y, xa_row, b_row, row_mask, column_mask, rank, b_stride_rank, BLOCK_R: tl.constexpr, SUM: tl.constexpr
 ):
-    """y + xa B^T of one adapter. xa_ptrs: (rows, 1), b_ptrs: (1, columns)."""
+    """y + xa B^T of one adapter. xa_row: (rows, 1) and b_row: (1, columns) point to where each begins."""
     r = tl.arange(0, BLOCK_R)
     for start in range(0, rank, BLOCK_R):
         inside = r < rank - start
         xa_at, b_at = (start + r)[None, :], (start + r)[:, None] * b_stride_rank
-        xa = tl.load(xa_ptrs + xa_at, mask=row_mask & inside[None, :], other=0.0)
-        b = tl.load(b_ptrs + b_at, mask=inside[:, None] & column_mask, other=0.0)
+        xa = tl.load(xa_row + xa_at, mask=row_mask & inside[None, :], other=0.0)
+        b = tl.load(b_row + b_at, mask=inside[:, None] & column_mask, other=0.0)
         y = tl.dot(xa, b, y, input_precision="ieee", out_dtype=SUM)
     return y
 
 
-def _expand(xa: torch.Tensor, b: torch.Tensor, adapter: torch.Tensor) -> torch.Tensor:
-    """xa: (tokens, rank), b: (adapters, d_out, rank) -> xa B^T of each row's adapter: (tokens, d_out), in the dtype of
-    sums; rows without adapter unwritten."""
-    (tokens, rank), (adapters, d_out, _) = xa.shape, b.shape
-    block_n = 128 if xa.dtype == torch.bfloat16 else 32
-    expanded = torch.empty((tokens, d_out), dtype=_wide(xa), device=xa.device)
-    grid = (triton.cdiv(d_out, block_n), triton.cdiv(tokens, 64), adapters)
-    _expand_kernel[grid](
-        xa,
-        b,
-        adapter,
-        expanded,
-        tokens,
-        d_out,
-        rank,
-        *b.stride(),
-        BLOCK_M=64,
-        BLOCK_N=block_n,
-        BLOCK_R=_BLOCK_K[xa.dtype],
-        SUM=sum_dtype(xa),
-    )
-    return expanded
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _expand_kernel(
-    xa_ptr,
+@triton.jit
+def _expansion_of_each(
+    y,
+    xa_row,
     b_ptr,
-    adapter_ptr,
-    expanded_ptr,
-    tokens,
+    adapter,
+    linear,
+    first,
     d_out,
     rank,
+    end_0,
+    end_1,
     b_stride,
     b_stride_out,
     b_stride_rank,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    ADAPTERS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    i = tl.program_id(2)
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    mine = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1) == i
-    if tl.max(mine.to(tl.int32), axis=0) == 0:
-        return
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_mask, column_mask = mine[:, None], (columns < d_out)[None, :]
-    xa_ptrs = xa_ptr + rows.to(tl.int64)[:, None] * rank
-    b_ptrs = b_ptr + tl.cast(i, tl.int64) * b_stride + columns.to(tl.int64)[None, :] * b_stride_out
-    y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
-    y = _expansion(y, xa_ptrs, b_ptrs, row_mask, column_mask, rank, b_stride_rank, BLOCK_R, SUM)
-    y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
-    tl.store(expanded_ptr + y_at, y, mask=row_mask & column_mask)
+    """y + xa B^T of each row's adapter, (rows,), in the columns of a linear, where y is 0; first: the tile's first."""
+    has_one = (adapter >= 0)[:, None]
+    lowest, highest = tl.min(tl.where(adapter < 0, 1 << 30, adapter), axis=0), tl.max(adapter, axis=0)
+    # The columns of some adapters, one's beside the other's.
+    n = tl.arange(0, ADAPTERS * BLOCK_N)
+    column, nth = first + n % BLOCK_N, n // BLOCK_N
+    own = (column < d_out) & (_linear(column, end_0, end_1) == linear)
+    nothing = tl.zeros((BLOCK_M, ADAPTERS * BLOCK_N), SUM)
+    b_row = (
+        b_ptr + (lowest + nth).to(tl.int64)[None, :] * b_stride + column.to(tl.int64)[None, :] * b_stride_out
+    )
+    r = tl.arange(0, BLOCK_R)[:, None]
+    xa = tl.load(xa_row + tl.trans(r), mask=has_one & (tl.trans(r) < rank), other=0.0)
+    for i in tl.range(lowest, highest + 1, ADAPTERS, num_stages=8 if ONE_TILE else 1):
+        there = (own & (i + nth <= highest))[None, :]
+        if ONE_TILE:  # one loop, so that several B are on their way at once
+            b = tl.load(b_row + r * b_stride_rank, mask=(r < rank) & there, other=0.0)
+            z = tl.dot(xa, b, nothing, input_precision="ieee", out_dtype=SUM)
+        else:
+            z = _expansion(nothing, xa_row, b_row, has_one, there, rank, b_stride_rank, BLOCK_R, SUM)
+        of_row = (adapter[:, None] == i + tl.arange(0, ADAPTERS)[None, :])[:, :, None]
+        z = tl.reshape(z, (BLOCK_M, ADAPTERS, BLOCK_N))
+        z = tl.where(of_row & tl.reshape(own, (ADAPTERS, BLOCK_N))[None, :, :], z, 0.0)
+        y += tl.sum(z, axis=1)  # all but one are 0
+        b_row += ADAPTERS * b_stride
+    return y
+
+
+@triton.jit
+def _linear(column, end_0, end_1):
+    """Which linear a column is of; end_0 and end_1: where the first and the second end."""
+    return (column >= end_0).to(tl.int32) + (column >= end_1).to(tl.int32)
+
+
+def _ends(d_out: int, parts: Sequence[int] | None) -> tuple[int, int]:
+    """Where the first and the second of the linears end among d_out columns."""
+    first, second = [*(parts or [d_out]), 0][:2]
+    return first, first + second if len(parts or []) > 1 else d_out
 
 
 def _gradient(u: torch.Tensor, x: torch.Tensor, adapter: torch.Tensor | None, da: torch.Tensor) -> None:

@@ -24,8 +24,8 @@ class Replays:
     def __init__(self, device: str | None = None) -> None:
         """device: as in `array`."""
         self._device = device or DEVICE
-        self._of: list[ref[Any]] = []
-        self._graphs: dict[tuple[int, int], _Graph | None] = {}
+        # Of each set of objects what was recorded, by numbers of rows and of inputs.
+        self._recorded: list[tuple[list[ref[Any]], dict[tuple[int, int], _Graph | None]]] = []
         self._pool: Any = None  # memory of all graphs: only one runs at a time
 
     def __call__(
@@ -34,28 +34,35 @@ class Replays:
         """function(*inputs), each now an array of the backend, (rows, ...); it returns arrays of as many rows, whose
         values hold until the next call.
 
-        of: what else its launches depend on, all told, weights say; with other objects than last time nothing that
-        was recorded is used again, nor are they kept alive. The first call with a number of rows runs as it is, the
-        second one is recorded. Numbers of rows are rounded up by repeating the last row; so what the function does
-        with a row must depend on that row alone, and be the same if it is done twice.
+        of: what else its launches depend on, all told, weights say; what was recorded is used again with the same
+        objects alone, and gone when one of them is, for none is kept alive. The first call with a number of rows runs
+        as it is, the second one is recorded. Numbers of rows are rounded up by repeating the last row; so what the
+        function does with a row must depend on that row alone, and be the same if it is done twice.
         """
         if INTERPRETED:
             return function(*(array(x, device=self._device) for x in inputs))
-        if len(of) != len(self._of) or any(then() is not now for then, now in zip(self._of, of, strict=True)):
-            self._graphs.clear()
-            self._of = [ref(x) for x in of]
+        graphs = self._graphs(of)
         count = len(inputs[0])
         rows = round_number(count)
         padded = [np.concatenate([x, x[-1:].repeat(rows - count, axis=0)]) for x in inputs]
         key = rows, len(inputs)
-        graph = self._graphs.get(key)
+        graph = graphs.get(key)
         if graph is None:
-            if key not in self._graphs:  # what is not compiled yet is now; and it may be the only time
-                self._graphs[key] = None
+            if key not in graphs:  # what is not compiled yet is now; and it may be the only time
+                graphs[key] = None
                 return [x[:count] for x in function(*(array(x, device=self._device) for x in padded))]
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            graph = self._graphs[key] = _record(function, padded, self._device, self._pool)
+            graph = graphs[key] = _record(function, padded, self._device, self._pool)
         return [x[:count] for x in graph.replay(padded)]
+
+    def _graphs(self, of: Sequence[Any]) -> dict[tuple[int, int], "_Graph | None"]:
+        """What was recorded with these objects."""
+        for then, graphs in self._recorded:
+            if len(then) == len(of) and all(x() is now for x, now in zip(then, of, strict=True)):
+                return graphs
+        self._recorded = [one for one in self._recorded if all(x() is not None for x in one[0])]
+        self._recorded.append(([ref(x) for x in of], {}))
+        return self._recorded[-1][1]
 
 
 def round_number(rows: int) -> int:

@@ -20,17 +20,25 @@ WIDEST = 16_384  # a row that a program can hold in its registers
 
 
 def rms_norm_forward(x: torch.Tensor, w: torch.Tensor, eps: float) -> tuple[torch.Tensor, Any]:
-    """x: (..., d), w: (d,) -> y: (..., d). Each row along the last axis is normalised by itself.
+    """x: (..., d), w: (d,), or (n, d) for x: (..., n, d) -> y: (..., d). Each row along the last axis is normalised by
+    itself.
 
     Raises ValueError where d is over WIDEST.
     """
-    if x.shape[-1] > WIDEST:
-        raise ValueError(f"rows of {x.shape[-1]} numbers; rms_norm takes at most {WIDEST}")
-    x, w = x.contiguous(), w.contiguous()
-    rows, y = x.numel() // x.shape[-1], torch.empty_like(x)
+    d = x.shape[-1]
+    if d > WIDEST:
+        raise ValueError(f"rows of {d} numbers; rms_norm takes at most {WIDEST}")
+    # Of x: (tokens, heads, d) the tokens may lie further apart, as they do where v follows q and k.
+    heads = x.shape[1] if x.dim() == 3 and x.stride()[1:] == (d, 1) else 1
+    x = x if heads > 1 else x.contiguous()
+    w, rows = w.contiguous(), x.numel() // d
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rho = torch.empty(rows, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    grid, tiles = _tiles(rows, x.shape[-1])
-    _forward_kernel[grid](x, w, y, rho, rows, EPS=eps, SUM=sum_dtype(x), **tiles)
+    grid, tiles = _tiles(rows, d)
+    stride = x.stride(0) if heads > 1 else d
+    _forward_kernel[grid](
+        x, w, y, rho, rows, stride, HEADS=heads, WEIGHTS=w.numel() // d, EPS=eps, SUM=sum_dtype(x), **tiles
+    )
     return y, (x, w, rho)
 
 
@@ -41,6 +49,9 @@ def _forward_kernel(
     y_ptr,
     rho_ptr,
     rows,
+    stride,  # of x, from one token to the next
+    HEADS: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     EPS: tl.constexpr,
     SUM: tl.constexpr,
     D: tl.constexpr,
@@ -52,19 +63,23 @@ def _forward_kernel(
     column = tl.arange(0, BLOCK_D)
     here = row[:, None] * D + column[None, :]
     inside = column[None, :] < D
-    x = tl.load(x_ptr + here, inside, 0).to(SUM)
-    w = tl.load(w_ptr + column, column < D, 0).to(SUM)
+    there = (row // HEADS * stride + row % HEADS * D)[:, None] + column[None, :]
+    x = tl.load(x_ptr + there, inside, 0).to(SUM)
+    w = tl.load(w_ptr + (row % WEIGHTS * D)[:, None] + column[None, :], inside, 0).to(SUM)
     rho = tl.rsqrt(tl.sum(x * x, axis=1) / D + EPS)
     tl.store(rho_ptr + row, rho)
-    tl.store(y_ptr + here, w[None, :] * (x * rho[:, None]), inside)
+    tl.store(y_ptr + here, w * (x * rho[:, None]), inside)
 
 
 def rms_norm_backward(dy: torch.Tensor, saved: Any) -> torch.Tensor:
     """dy: (..., d) -> dx: (..., d)."""
     x, w, rho = saved
-    dx = torch.empty_like(x)
+    x, dx = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, tiles = _tiles(len(rho), x.shape[-1])
-    _backward_kernel[grid](dy.contiguous(), x, w, rho, dx, len(rho), SUM=sum_dtype(x), **tiles)
+    weights = w.numel() // x.shape[-1]
+    _backward_kernel[grid](
+        dy.contiguous(), x, w, rho, dx, len(rho), WEIGHTS=weights, SUM=sum_dtype(x), **tiles
+    )
     return dx
 
 
@@ -76,6 +91,7 @@ def _backward_kernel(
     rho_ptr,
     dx_ptr,
     rows,
+    WEIGHTS: tl.constexpr,
     SUM: tl.constexpr,
     D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -88,9 +104,9 @@ def _backward_kernel(
     inside = column[None, :] < D
     x = tl.load(x_ptr + here, inside, 0).to(SUM)
     dy = tl.load(dy_ptr + here, inside, 0).to(SUM)
-    w = tl.load(w_ptr + column, column < D, 0).to(SUM)
+    w = tl.load(w_ptr + (row % WEIGHTS * D)[:, None] + column[None, :], inside, 0).to(SUM)
     rho = tl.load(rho_ptr + row)
-    g = w[None, :] * dy
+    g = w * dy
     mean_gx = tl.sum(g * x, axis=1) / D
     tl.store(dx_ptr + here, rho[:, None] * g - x * (rho * rho * rho * mean_gx)[:, None], inside)
 

@@ -58,14 +58,16 @@ def rope_backward(dy: torch.Tensor, saved: Any) -> torch.Tensor:
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
-    x = x.contiguous()
-    y = torch.empty_like(x)
     tokens, heads, head_dim = x.shape
+    x = x if x.stride()[1:] == (head_dim, 1) else x.contiguous()  # tokens may lie further apart
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block_half = triton.next_power_of_2(head_dim // 2)
     block_rows = max(1, BLOCK_PAIRS // block_half)
     grid = (triton.cdiv(tokens * heads, block_rows),)
     tiles = {"HALF": head_dim // 2, "BLOCK_ROWS": block_rows, "BLOCK_HALF": block_half}
-    _turn_kernel[grid](x, cos, sin, y, tokens * heads, heads, SIGN=sign, SUM=sum_dtype(x), **tiles)
+    _turn_kernel[grid](
+        x, cos, sin, y, tokens * heads, heads, x.stride(0), SIGN=sign, SUM=sum_dtype(x), **tiles
+    )
     return y
 
 
@@ -77,6 +79,7 @@ def _turn_kernel(
     y_ptr,
     rows,  # tokens * heads
     heads,
+    stride,  # of x, from one token to the next
     SIGN: tl.constexpr,
     SUM: tl.constexpr,
     HALF: tl.constexpr,
@@ -89,8 +92,9 @@ def _turn_kernel(
     angle = (row // heads)[:, None] * (2 * HALF) + column[None, :]  # all heads of a token alike
     cos = tl.load(cos_ptr + angle, inside, 0).to(SUM)
     sin = SIGN * tl.load(sin_ptr + angle + HALF, inside, 0).to(SUM)
+    there = (row // heads * stride + row % heads * (2 * HALF))[:, None] + column[None, :]
+    x1 = tl.load(x_ptr + there, inside, 0).to(SUM)
+    x2 = tl.load(x_ptr + there + HALF, inside, 0).to(SUM)
     first = row[:, None] * (2 * HALF) + column[None, :]
-    x1 = tl.load(x_ptr + first, inside, 0).to(SUM)
-    x2 = tl.load(x_ptr + first + HALF, inside, 0).to(SUM)
     tl.store(y_ptr + first, x1 * cos - x2 * sin, inside)
     tl.store(y_ptr + first + HALF, x2 * cos + x1 * sin, inside)

@@ -20,23 +20,31 @@ BLOCK = 1024  # numbers per program: no sum is formed, so any number gives the s
 
 def swiglu_forward(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """gate, up: (tokens, d_ffn) -> y: (tokens, d_ffn)."""
-    gate, up = gate.contiguous(), up.contiguous()
-    y, n = torch.empty_like(gate), gate.numel()
-    _forward_kernel[(triton.cdiv(n, BLOCK),)](gate, up, y, n, BLOCK=BLOCK, **_dtypes(gate))
+    if (
+        not gate.stride() == up.stride() == (gate.stride(0), 1)
+    ):  # two halves of one array are as they should be
+        gate, up = gate.contiguous(), up.contiguous()
+    tokens, d_ffn = gate.shape
+    y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    _forward_kernel[tokens, triton.cdiv(d_ffn, BLOCK)](
+        gate, up, y, d_ffn, gate.stride(0), BLOCK=BLOCK, **_dtypes(gate)
+    )
     return y, (gate, up)
 
 
 @triton.jit
-def _forward_kernel(gate_ptr, up_ptr, y_ptr, n, SUM: tl.constexpr, EXP: tl.constexpr, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    gate = tl.load(gate_ptr + i, i < n, 0).to(SUM)
-    up = tl.load(up_ptr + i, i < n, 0).to(SUM)
-    tl.store(y_ptr + i, gate * _sigmoid(gate, EXP) * up, i < n)
+def _forward_kernel(
+    gate_ptr, up_ptr, y_ptr, d_ffn, stride, SUM: tl.constexpr, EXP: tl.constexpr, BLOCK: tl.constexpr
+):
+    token, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(gate_ptr + token * stride + i, i < d_ffn, 0).to(SUM)
+    up = tl.load(up_ptr + token * stride + i, i < d_ffn, 0).to(SUM)
+    tl.store(y_ptr + token * d_ffn + i, gate * _sigmoid(gate, EXP) * up, i < d_ffn)
 
 
 def swiglu_backward(dy: torch.Tensor, saved: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """dy: (tokens, d_ffn) -> dgate, dup: like dy."""
-    gate, up = saved
+    gate, up = (x.contiguous() for x in saved)
     dgate, dup, n = torch.empty_like(gate), torch.empty_like(up), gate.numel()
     grid = (triton.cdiv(n, BLOCK),)
     _backward_kernel[grid](dy.contiguous(), gate, up, dgate, dup, n, BLOCK=BLOCK, **_dtypes(gate))

@@ -22,7 +22,7 @@ Where each row's adapter is given, as in sampling, W' is never formed. `exact` t
 other rows: products.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
@@ -48,14 +48,24 @@ def lora_linear_forward(
     scale: Array | None,
     adapter: Index | None,
     exact: bool = False,
+    parts: Sequence[int] | None = None,
 ) -> tuple[Array, Any]:
     """x: (tokens, d_in), w: (d_out, d_in), or in sampling what `lora_panels` made of it, bias: (d_out,) or None
     -> y: (tokens, d_out).
 
     a: (adapters, rank, d_in), b: (adapters, d_out, rank), scale: (adapters,); all None: no adapter at all.
     adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row. exact: whether a row
-    shall have its bits among any others.
+    shall have its bits among any others. parts: d_out of each of up to three linears whose w, a, b and bias stand
+    below each other, a: (adapters, linears * rank, d_in); there is no backward then. None: one linear.
     """
+    if parts and a is not None and b is not None:
+        ends, rank = np.cumsum(parts), b.shape[2]
+        linears = []
+        for i, end in enumerate(ends):
+            part, ranks = slice(end - parts[i], end), slice(i * rank, (i + 1) * rank)
+            arrays = w[part], None if bias is None else bias[part], a[:, ranks], b[:, part]
+            linears.append(lora_linear_forward(x, *arrays, scale, adapter, exact)[0])
+        return np.concatenate(linears, axis=1), None
     times = times_exactly if exact else np.matmul
     merged = xa = None
     if a is None or b is None or scale is None:

@@ -179,6 +179,9 @@ def case_rms_norm(quick: bool) -> None:
     for shape in pick(quick, shapes):
         y, saved = kernels.rms_norm_forward(zeros(*shape), zeros(shape[-1]), 1e-6)
         kernels.rms_norm_backward(y, saved)
+        if len(shape) == 3:  # q and k of rows that hold v, too
+            wide_rows, heads = zeros(shape[0], shape[1] + 8, shape[2]), shape[1]
+            kernels.rms_norm_forward(wide_rows[:, :heads], zeros(*shape[1:]), 1e-6)
 
 
 def case_rope(quick: bool) -> None:
@@ -209,6 +212,14 @@ def case_lora_linear(quick: bool) -> None:
         (130, 64, 128, 1, 64, False, False),
         (4096, 1024, 3072, 1, 256, False, False),
     ]
+    joined = [  # rows, d_in, d_out each, adapters, rank, an adapter per row
+        (1, 1024, (2048, 1024, 1024), 1, 32, False),
+        (4096, 1024, (3072, 3072), 1, 32, False),
+        (64, 1024, (2048, 1024, 1024), 32, 32, True),
+        (256, 1024, (3072, 3072), 32, 32, True),
+        (256, 3072, (1024,), 1, 32, False),
+        (4096, 896, (4864, 4864), 2, 16, True),
+    ]
     for rows, d_in, d_out, adapters, rank, each, has_bias in pick(quick, layers, 3):
         a = b = scale = adapter = None
         if adapters:
@@ -220,6 +231,12 @@ def case_lora_linear(quick: bool) -> None:
             zeros(rows, d_in), zeros(d_out, d_in), bias, a, b, scale, adapter
         )
         kernels.lora_linear_backward(y, saved)
+    for rows, d_in, parts, adapters, rank, each in pick(quick, joined, 3):
+        a, b = zeros(adapters, len(parts) * rank, d_in), zeros(adapters, sum(parts), rank)
+        adapter = ints(rows, below=adapters) if each else None
+        scale = kernels.zeros((adapters,), wide())
+        w = zeros(sum(parts), d_in)
+        kernels.lora_linear_forward(zeros(rows, d_in), w, None, a, b, scale, adapter, True, parts)
 
 
 def case_attention(quick: bool) -> None:

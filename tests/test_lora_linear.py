@@ -100,6 +100,26 @@ def test_float32_is_as_exact_as_torch(ops, rank, adapters, seed):
     check_against_torch(ops, OP, expected, arrays, [adapter], differentiated, seed=seed, many=True)
 
 
+@given(
+    parts=st.lists(st.integers(1, 70), min_size=1, max_size=3), tokens=st.sampled_from([3, 140]), seed=seeds
+)
+@settings(max_examples=6)
+def test_linears_that_stand_below_each_other_are_those_one_by_one(ops, parts, tokens, seed):
+    d_out, rank = sum(parts), 20
+    x, w, bias, _, b, scale = (x.astype(np.float32) for x in draw(seed, tokens, 9, d_out, rank, True, 3))
+    a = draw(seed, 1, 9, 1, len(parts) * rank, False, 3)[3].astype(np.float32)
+    for adapter in (None, draw_adapter(seed, tokens, 3)):
+        y, _ = forward(ops, OP, x, w, bias, a, b, scale, adapter, False, parts)
+        for i, end in enumerate(np.cumsum(parts)):
+            own, ranks = slice(end - parts[i], end), slice(i * rank, (i + 1) * rank)
+            alone = x, w[own], bias[own], a[:, ranks], b[:, own], scale, adapter
+            np.testing.assert_array_equal(forward(ops, OP, *alone)[0], y[:, own])
+    np.testing.assert_array_equal(
+        forward(ops, OP, x, w, bias, None, None, None, None, False, parts)[0],
+        forward(ops, OP, x, w, bias, None, None, None, None)[0],
+    )
+
+
 @given(**sizes, seed=seeds)
 def test_without_an_adapter_it_is_a_linear_layer(ops, seed, **shape):
     x, w, bias, *_ = draw(seed, **shape)

@@ -99,8 +99,10 @@ class RegionsAgainstWhatWasWritten(RuleBasedStateMachine):
     def copy(self, which, more):
         one = self.used[which % len(self.used)]
         done = min(len(one.written), len(one.region.text))
-        region = self.regions.copy(one.region, done, len(one.region.text) + more)
+        region = self.regions.reserve(one.region, len(one.region.text) + more)
         if region is not None:
+            assert region.done == 0
+            self.regions.copy(one.region, [region], done)
             assert region.done == done
             copied = vars(one) | {"region": region, "text": one.text[: len(region.text)]}
             self.used.append(SimpleNamespace(**copied | {"written": one.written[:done]}))
@@ -162,16 +164,31 @@ def test_a_copy_is_copied_from_like_its_original():
     regions = small(200)
     original = regions.take(TEXT[:30], 30, None, 0, True)
     original.done = 20
-    regions.copy(original, 20, 30)
+    regions.copy(original, [regions.reserve(original, 30)], 20)
     regions.give_back(original)
     assert regions.take(TEXT, 60, None, 59, True).done == 20
+
+
+def test_what_is_reserved_is_no_source_before_it_has_its_copy():
+    regions = small(300)
+    original = regions.take(TEXT[:30], 30, None, 0, True)
+    original.done = 30
+    copies = [regions.reserve(original, 30) for _ in range(2)]
+    for array in (*regions.arena.cache.keys, *regions.arena.cache.values):
+        array[:30], array[30:] = 1, 2
+    regions.give_back(original)
+    assert regions.take(TEXT, 60, None, 59, True).done == 0
+    regions.copy(original, copies, 30)  # nothing has been written in its place
+    for region in copies:
+        assert (regions.arena.cache.keys[1][region.start : region.start + 30] == 1).all()
+    assert regions.take(TEXT, 60, None, 59, True).done == 30
 
 
 def test_what_is_not_exact_is_copied_only_where_that_is_not_asked_for():
     regions = small(200)
     original = regions.take(TEXT[:30], 30, None, 0, True)
     original.done, original.exact = 30, False
-    regions.copy(original, 30, 30)
+    regions.copy(original, [regions.reserve(original, 30)], 30)
     for _ in range(2):
         assert regions.take(TEXT[:31], 31, None, 30, True).done == 0
         other = regions.take(TEXT[:31], 31, None, 30, False)
@@ -185,7 +202,8 @@ def test_what_is_of_two_weights_is_neither_copied_nor_kept():
     regions = small(200)
     original = regions.take(TEXT[:30], 30, None, 0, True)
     original.done, original.pure = 30, False
-    copy = regions.copy(original, 30, 30)
+    copy = regions.reserve(original, 30)
+    regions.copy(original, [copy], 30)
     assert regions.take(TEXT[:31], 31, None, 30, True).done == 0
     for region in (original, copy):
         regions.keep(region, TEXT[:30])

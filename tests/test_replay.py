@@ -64,6 +64,17 @@ def test_with_other_weights_nothing_recorded_is_used_and_the_old_ones_are_gone()
     assert calls == [2] * 4
 
 
+@compiled
+def test_what_was_recorded_with_several_weights_is_used_in_turns():
+    weights, calls = [kernels.array(i * WEIGHT) for i in (1, 2)], []
+    replays, x = kernels.Replays(), np.ones((2, 16), np.float32)
+    for _ in range(3):
+        for i, w in enumerate(weights, 1):
+            y, _ = replays([w], double_rows(kernels, w, calls), x, np.ones(2))
+            np.testing.assert_allclose(kernels.to_numpy(y), i * x @ WEIGHT.T, rtol=1e-5)
+    assert calls == [2] * 4
+
+
 def test_round_numbers_are_few_and_near():
     found = [round_number(n) for n in range(1, 1025)]
     assert all(n <= rounded <= max(n, 1.5 * n) for n, rounded in enumerate(found, 1))

@@ -1,6 +1,7 @@
 import weakref
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -238,15 +239,19 @@ def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_ne
     previous = None
     for snapshot in snapshots:
         alone, owners = ([snapshot], np.zeros(2, np.int64)) if snapshot else ([], np.full(2, -1))
-        merged = nets.merged(alone, owners)
+        merged, _ = nets.of(alone, owners, exact=False)
+        assert merged.fused
         assert previous is None or previous() is None
-        assert nets.merged(alone, owners[:1]) is merged
-        expected, _ = hidden_states(nets.of(alone, np.zeros(4, np.int64)), batch)
+        assert nets.of(alone, owners[:1], exact=False)[0] is merged
+        plain, rows = nets.of(alone, np.zeros(4, np.int64), exact=True)
+        expected, _ = hidden_states(replace(plain, adapter=rows), batch)
         np.testing.assert_allclose(fused_states(merged, batch, arena.cache), expected, atol=1e-4)
         previous = weakref.ref(merged)
         del merged
-    assert nets.merged(snapshots[1:3], np.array([0, 1])) is None
-    assert nets.merged(snapshots[1:2], np.array([-1, 0])) is None
+    for together, owners in ((snapshots[1:3], [0, 1]), (snapshots[1:2], [-1, 0])):
+        network, rows = nets.of(together, np.array(owners), exact=False)
+        assert not network.fused
+        assert rows.tolist() == owners
 
 
 @pytest.mark.parametrize("which", range(5))

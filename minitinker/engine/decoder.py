@@ -14,9 +14,9 @@ from minitinker.engine.request import SampleRequest
 from minitinker.engine.scoring import PromptScores, score_prompt, top_of
 from minitinker.engine.sequence import Sequence
 from minitinker.engine.trainer import Snapshot
-from minitinker.model.fused import fused_states
+from minitinker.model.fused import sampled_states
 from minitinker.model.packing import micro_batches, pack_for_cache
-from minitinker.model.transformer import KVCache, Network, decoding_places, hidden_states, logits_forward
+from minitinker.model.transformer import KVCache, Network, decoding_places, logits_forward
 from minitinker.model.weights import BaseModel
 from minitinker.types import TopkLogprobs
 
@@ -51,15 +51,13 @@ class Decoder:
         """Feed each the token drawn last, and draw the next: the step that is repeated, so the backend may record
         it."""
         snapshots, owners = _owners(sequences)
-        parts, exact, merged = self._route(sequences, [1] * len(sequences), snapshots, owners)
-        network = merged or self._networks.shared(snapshots, exact)
-        rows = None if merged else self._networks.rows(snapshots, owners)
+        parts, exact = self._route(sequences, [1] * len(sequences), snapshots)
+        network, rows = self._networks.of(snapshots, owners, exact)
 
         def draw(tokens: Array, done: Array, regions: Array, *others: Array) -> tuple[Array, ...]:
             net = network if rows is None else replace(network, adapter=others[-1])
             places = decoding_places(net, tokens, done, regions)
-            h = fused_states(net, places, cache) if merged else hidden_states(net, places, cache)[0]
-            logits, _ = logits_forward(net, h)
+            logits, _ = logits_forward(net, sampled_states(net, places, cache))
             return logits, *self._ops.sample(logits, *others[:4])
 
         inputs = (
@@ -70,7 +68,7 @@ class Decoder:
             *([] if rows is None else [rows]),
         )
         depends_on = [network, *cache.keys, *cache.values]
-        alike = exact, merged is not None
+        alike = exact, network.fused
         drawn = self._on_cores(
             lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)),
             parts,
@@ -87,8 +85,10 @@ class Decoder:
         (tokens, hidden_size), those of one sequence below those of the other."""
         sequences, shares = [s for s, _ in fed], [share for _, share in fed]
         snapshots, owners = _owners(sequences)
-        parts, exact, merged = self._route(sequences, shares, snapshots, owners)
-        network = merged or self._networks.of(snapshots, np.repeat(owners, shares), exact)
+        parts, exact = self._route(sequences, shares, snapshots)
+        network, adapter = self._networks.of(snapshots, owners, exact)
+        if adapter is not None:
+            network = replace(network, adapter=self._ops.array(np.repeat(adapter, shares)))
 
         def pass_through(part: range) -> Array:
             own = [fed[i] for i in part]
@@ -99,9 +99,7 @@ class Decoder:
             )
             first = sum(shares[: part.start])
             rows = slice(first, first + len(batch.tokens))
-            if merged:
-                return fused_states(merged, batch, cache)
-            return hidden_states(network.part(rows), batch, cache)[0]
+            return sampled_states(network.part(rows), batch, cache)
 
         h = self._in_one(self._on_cores(pass_through, parts, sum(shares)))
         for sequence, share in fed:
@@ -123,19 +121,17 @@ class Decoder:
         return score_prompt(net, h, request, seed)
 
     def _route(
-        self, sequences: list[Sequence], shares: list[int], snapshots: list[Snapshot], owners: Index
-    ) -> tuple[list[range], bool, Network | None]:
-        """How so many tokens of each sequence go through: in which parts, side by side; whether with a seed's bits; and
-        through which merged network, if not through the one of all snapshots."""
+        self, sequences: list[Sequence], shares: list[int], snapshots: list[Snapshot]
+    ) -> tuple[list[range], bool]:
+        """How so many tokens of each sequence go through: in which parts, side by side; and whether with a seed's
+        bits."""
         ops, tokens = self._ops, sum(shares)
         apart = tokens >= TOKENS and tokens * self._hidden_size >= STATES
         apart = apart or (
             len(snapshots) > 1 and sum(snapshot.spec.size for snapshot in snapshots) >= ADAPTERS
         )
         parts = micro_batches(shares, ops.width()) if apart else [range(len(sequences))]
-        exact = ops.BATCH_INVARIANT or any(s.asks_for_bits for s in sequences)
-        merged = None if exact else self._networks.merged(snapshots, owners)
-        return parts, exact, merged
+        return parts, ops.BATCH_INVARIANT or any(s.asks_for_bits for s in sequences)
 
     def _on_cores(
         self, function: Callable[[range], Any], parts: list[range], tokens: int, alike: Hashable = None

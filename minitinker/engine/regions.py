@@ -81,14 +81,19 @@ class Regions:
         self._used.append(region)
         return region
 
-    def copy(self, region: Region, done: int, rows: int) -> Region | None:
-        """Another region with the same first `done` keys and values; None where there is no room."""
+    def reserve(self, region: Region, rows: int) -> Region | None:
+        """Another region for the same text, with nothing in it yet; None where there is no room."""
         start = self._allocate(rows)
         if start is None:
             return None
-        self.arena.copy(region.start, start, done)
-        self._used.append(replace(region, start=start, rows=rows, done=done))
+        self._used.append(replace(region, start=start, rows=rows, done=0))
         return self._used[-1]
+
+    def copy(self, region: Region, others: list[Region], done: int) -> None:
+        """Give regions that were reserved the first `done` keys and values of this one."""
+        self.arena.copy_to_many(region.start, [other.start for other in others], done)
+        for other in others:
+            other.done = min(done, len(other.text))
 
     def extend(self, region: Region, done: int, rows: int) -> bool:
         """Give a region, of which `done` rows are in use, more rows, where it lies or elsewhere; whether there was

@@ -222,7 +222,7 @@ class Sampler:
     def _take_in(self, fed: list[tuple[Sequence, int]]) -> list[Sequence]:
         """Advance where there are parts of prompts, too. Returns who drew a token."""
         network, h = self._decoder.take_in(fed, self._regions.arena.cache)
-        drawing: list[Sequence] = []
+        samples: list[list[Sequence]] = []  # that draw from the same row
         rows: list[int] = []
         end = 0
         for sequence, share in fed:
@@ -230,11 +230,13 @@ class Sampler:
             if sequence.active.scores is None:
                 self._note_states(sequence, h[end - share : end], network.part(slice(end - share, end)))
             if sequence.done == sequence.length:
-                drawn = self._split(sequence)
-                drawing += drawn
-                rows += [end - 1] * len(drawn)
+                samples.append(self._split(sequence))
+                rows += [end - 1] * len(samples[-1])
+        drawing = [sequence for drawn in samples for sequence in drawn]
         if drawing:
             self._decoder.draw(network, h, rows, drawing)
+        for drawn in samples:
+            self._copy_prompt(drawn)
         return drawing
 
     def _note_states(self, sequence: Sequence, h: Array, network: Network) -> None:
@@ -254,7 +256,7 @@ class Sampler:
 
     def _split(self, sequence: Sequence) -> list[Sequence]:
         """The sequences that draw from this one's last row: itself, and right after the prompt every other sample of
-        its request for which there is room, each with a copy of the prompt's keys and values."""
+        its request for which there is room."""
         active, request = sequence.active, sequence.request
         if sequence.sample > 0 or sequence.tokens:
             return [sequence]
@@ -267,7 +269,7 @@ class Sampler:
         drawing = [sequence]
         for j in range(1, request.samples):
             other = Sequence(active, j, Uniforms(active.seed, j))
-            if len(drawing) == j and len(self._running) < SAMPLES and self._copy_region(sequence, other):
+            if len(drawing) == j and len(self._running) < SAMPLES and self._reserve(sequence, other):
                 self._running.append(other)
                 drawing.append(other)
             else:
@@ -276,12 +278,24 @@ class Sampler:
         self._waiting.sort(key=lambda s: s.age)
         return drawing
 
-    def _copy_region(self, source: Sequence, target: Sequence) -> bool:
-        """Give a sample of the same request a copy of the prompt's keys and values, if there is room."""
-        rows = source.done + min(target.request.max_tokens, MORE_ROWS)
-        if source.region is not None:
-            target.region, target.done = self._regions.copy(source.region, source.done, rows), source.done
-        return target.region is not None
+    def _reserve(self, first: Sequence, other: Sequence) -> bool:
+        """Give another sample of the request a region for a copy of the prompt's keys and values, if there is room."""
+        if first.region is not None:
+            rows = first.done + min(other.request.max_tokens, MORE_ROWS)
+            other.region = self._regions.reserve(first.region, rows)
+        return other.region is not None
+
+    def _copy_prompt(self, samples: list[Sequence]) -> None:
+        """Give the samples that go on after their first token what the first of them has of the prompt."""
+        copies = []
+        for other in samples[1:]:
+            if other.request.stop.stops(other.tokens) or len(other.tokens) == other.request.max_tokens:
+                self._give_back(other)
+            elif other.region is not None:
+                other.done = samples[0].done
+                copies.append(other.region)
+        if copies and samples[0].region is not None:
+            self._regions.copy(samples[0].region, copies, samples[0].done)
 
     # Ends
 

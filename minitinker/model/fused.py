@@ -1,20 +1,22 @@
 """The transformer of transformer.py with fewer, larger steps, to sample from where nothing goes back through it.
 
-Products of the same input are one product: W of q, k and v stand below each other, and so do those of gate and up. q
-and k are normed and turned together. There is no adapter beside a weight; it is merged into it.
+Linears of the same input are one product: W of q, k and v stand below each other, and so do those of gate and up, and
+their A and B. q and k are normed and turned together.
 """
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from minitinker.model.config import ModelConfig
+from minitinker.model.config import ModelConfig, linear_shapes
 from minitinker.model.packing import Packed
 from minitinker.model.transformer import (
     EMBEDDING,
     KVCache,
     Network,
     Places,
+    hidden_states,
     linear_forward,
     norm_forward,
     places_of,
@@ -25,29 +27,71 @@ Array = Any
 JOINED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
 
 
-def fuse(config: ModelConfig, weights: dict[str, Array]) -> dict[str, Array]:
-    """The weights that `fused_states` takes, of those that `hidden_states` takes: NumPy arrays."""
+def fuse(config: ModelConfig, weights: dict[str, Array], ops: ModuleType) -> dict[str, Array]:
+    """The weights that `fused_states` takes, of those that `hidden_states` takes: arrays of the backend."""
     fused = dict(weights)
-    for i in range(config.num_hidden_layers):
-        for name, parts in JOINED.items():
-            module = f"model.layers.{i}.{name}"
-            places = [f"{module.rsplit('.', 1)[0]}.{part}" for part in parts]
-            for kind in ("weight", "bias"):
-                if f"{places[0]}.{kind}" in weights:
-                    fused[f"{module}.{kind}"] = np.concatenate(
-                        [fused.pop(f"{place}.{kind}") for place in places]
-                    )
-        if config.qk_norm:
+    for name, parts in joined(config).items():
+        for kind in ("weight", "bias"):
+            if f"{next(iter(parts))}.{kind}" in weights:
+                pieces = [fused.pop(f"{part}.{kind}") for part in parts]
+                fused[f"{name}.{kind}"] = whole = ops.zeros(
+                    (sum(parts.values()), *pieces[0].shape[1:]), ops.DTYPE
+                )
+                for piece, rows in zip(pieces, rows_of(parts).values(), strict=True):
+                    whole[rows] = piece
+    if config.qk_norm:
+        heads = config.num_attention_heads
+        for i in range(config.num_hidden_layers):
             attn = f"model.layers.{i}.self_attn"
-            heads = config.num_attention_heads, config.num_key_value_heads
-            norms = [fused.pop(f"{attn}.{kind}_norm.weight") for kind in "qk"]
-            fused[f"{attn}.qk_norm.weight"] = np.repeat(norms, heads, axis=0)
+            both = ops.zeros((heads + config.num_key_value_heads, config.head_dim), ops.DTYPE)
+            both[:heads], both[heads:] = (fused.pop(f"{attn}.{kind}_norm.weight") for kind in "qk")
+            fused[f"{attn}.qk_norm.weight"] = both
     return fused
 
 
+def unfused(config: ModelConfig, fused: dict[str, Array]) -> dict[str, Array]:
+    """What `fuse` put together, by the names it had: views."""
+    views: dict[str, Array] = {}
+    for name, parts in joined(config).items():
+        for kind in ("weight", "bias"):
+            if f"{name}.{kind}" in fused:
+                views |= {
+                    f"{part}.{kind}": fused[f"{name}.{kind}"][rows] for part, rows in rows_of(parts).items()
+                }
+        norms = fused.get(f"{name.removesuffix('qkv_proj')}qk_norm.weight")
+        if norms is not None:
+            attn = name.removesuffix("qkv_proj")
+            views |= {f"{attn}q_norm.weight": norms[0], f"{attn}k_norm.weight": norms[-1]}
+    return views
+
+
+def joined(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """Module -> the modules that stand below each other in it, each with its d_out."""
+    shapes = linear_shapes(config)
+    return {
+        f"model.layers.{i}.{name}": {
+            part: shapes[part][0]
+            for part in (f"model.layers.{i}.{name.partition('.')[0]}.{kind}" for kind in kinds)
+        }
+        for i in range(config.num_hidden_layers)
+        for name, kinds in JOINED.items()
+    }
+
+
+def rows_of(parts: dict[str, int]) -> dict[str, slice]:
+    """Where each part stands in the whole."""
+    ends = np.cumsum(list(parts.values())).tolist()
+    return {part: slice(end - d_out, end) for (part, d_out), end in zip(parts.items(), ends, strict=True)}
+
+
+def sampled_states(net: Network, batch: Packed | Places, cache: KVCache) -> Array:
+    """The final, normed states: (tokens, hidden_size), by the way that the network's weights are for."""
+    return fused_states(net, batch, cache) if net.fused else hidden_states(net, batch, cache)[0]
+
+
 def fused_states(net: Network, batch: Packed | Places, cache: KVCache) -> Array:
-    """The final, normed states: (tokens, hidden_size), as `hidden_states` gives them but for rounding. net: of weights
-    from `fuse`."""
+    """The final, normed states: (tokens, hidden_size), as `hidden_states` gives them but for rounding; where the
+    backend's rows have bits of their own, to the bit. net: of weights from `fuse`."""
     places = places_of(net, batch, cached=True) if isinstance(batch, Packed) else batch
     x = net.ops.embedding(places.tokens, net.weights[EMBEDDING])
     for i, keys_and_values in enumerate(zip(cache.keys, cache.values, strict=True)):
@@ -57,10 +101,12 @@ def fused_states(net: Network, batch: Packed | Places, cache: KVCache) -> Array:
 
 def _layer(net: Network, layer: str, x: Array, places: Places, keys: Array, values: Array) -> Array:
     config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
-    heads, turned = config.num_attention_heads, config.num_attention_heads + config.num_key_value_heads
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    turned, d_ffn = heads + kv_heads, config.intermediate_size
 
     h, _ = norm_forward(net, f"{layer}.input_layernorm", x)
-    qkv, _ = linear_forward(net, f"{attn}.qkv_proj", h)
+    parts = [n * config.head_dim for n in (heads, kv_heads, kv_heads)]
+    qkv, _ = linear_forward(net, f"{attn}.qkv_proj", h, parts)
     qkv = qkv.reshape(len(x), -1, config.head_dim)
     qk = qkv[:, :turned]
     if config.qk_norm:
@@ -72,8 +118,7 @@ def _layer(net: Network, layer: str, x: Array, places: Places, keys: Array, valu
     attended += x
 
     h, _ = norm_forward(net, f"{layer}.post_attention_layernorm", attended)
-    gate_up, _ = linear_forward(net, f"{layer}.mlp.gate_up_proj", h)
-    d_ffn = config.intermediate_size
+    gate_up, _ = linear_forward(net, f"{layer}.mlp.gate_up_proj", h, [d_ffn, d_ffn])
     mixed, _ = ops.swiglu_forward(gate_up[:, :d_ffn], gate_up[:, d_ffn:])
     y, _ = linear_forward(net, f"{layer}.mlp.down_proj", mixed)
     y += attended

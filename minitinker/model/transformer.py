@@ -9,7 +9,7 @@ Every function takes the network as a value and asks its ops for the arithmetic;
 cannot tell. A forward returns what its backward needs; a backward adds the gradients of A and B to `grads`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import ModuleType
@@ -33,7 +33,8 @@ class Network:
 
     weights: Hugging Face tensor name -> array. lora: module name -> (A: (adapters, rank, d_in),
     B: (adapters, d_out, rank)). scale: (adapters,). adapter: (tokens,) the adapter of each row, -1 for none;
-    None: adapter 0 for all. exact: whether a row shall have the same bits among any other rows.
+    None: adapter 0 for all. exact: whether a row shall have the same bits among any other rows. fused: whether it is
+    for `fused_states`, and weights and lora are those of fused.py.
     """
 
     ops: ModuleType
@@ -43,6 +44,7 @@ class Network:
     scale: Array = None
     adapter: Array = None
     exact: bool = False
+    fused: bool = False
 
     def part(self, rows: slice | Array) -> "Network":
         """The network of some of the rows."""
@@ -267,12 +269,15 @@ def norm_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
     return net.ops.rms_norm_forward(x, net.weights[f"{name}.weight"], net.config.rms_norm_eps)  # type: ignore
 
 
-def linear_forward(net: Network, name: str, x: Array) -> tuple[Array, Any]:
+def linear_forward(
+    net: Network, name: str, x: Array, parts: Sequence[int] | None = None
+) -> tuple[Array, Any]:
+    """parts: d_out of each linear whose weights stand below each other under this name."""
     tied = name == "lm_head" and "lm_head.weight" not in net.weights
     w = net.weights[EMBEDDING if tied else f"{name}.weight"]
     a, b = net.lora.get(name, (None, None))
     bias = net.weights.get(f"{name}.bias")
-    return net.ops.lora_linear_forward(x, w, bias, a, b, net.scale, net.adapter, net.exact)  # type: ignore[no-any-return]
+    return net.ops.lora_linear_forward(x, w, bias, a, b, net.scale, net.adapter, net.exact, parts)  # type: ignore
 
 
 def _linear_backward(net: Network, name: str, dy: Array, saved: Any, grads: Grads) -> Array:

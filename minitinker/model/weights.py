@@ -15,6 +15,7 @@ import numpy as np
 
 from minitinker.errors import BadRequestError, NotFoundError, PermissionDeniedError
 from minitinker.model.config import ModelConfig, read_config, read_json_object, tensor_shapes
+from minitinker.model.fused import fuse, unfused
 from minitinker.model.sums import check_sums
 from minitinker.model.tensor_files import (
     Float32Array,
@@ -85,12 +86,16 @@ class BaseModel:
         with _loading:
             place = (ops.__name__, ops.DEVICE, ops.DTYPE)
             if place not in self._placed:
-                self._placed[place] = {
+                placed = {
                     name: ops.lora_weight(w, ops.DTYPE)
                     if name.endswith("_proj.weight") or name == "lm_head.weight"
                     else ops.array(w, ops.DTYPE)
                     for name, w in self.weights.items()
                 }
+                if ops.BATCH_INVARIANT:  # sampling takes them put together, and with the same bits
+                    fused = fuse(self.config, placed, ops)
+                    placed = fused | unfused(self.config, fused)
+                self._placed[place] = placed
             return self._placed[place]
 
 
