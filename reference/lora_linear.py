@@ -58,39 +58,20 @@ def lora_linear_forward(
     shall have its bits among any others. parts: d_out of each of up to three linears whose w, a, b and bias stand
     below each other, a: (adapters, linears * rank, d_in); there is no backward then. None: one linear.
     """
-    if parts and a is not None and b is not None:
-        ends, rank = np.cumsum(parts), b.shape[2]
-        linears = []
-        for i, end in enumerate(ends):
-            part, ranks = slice(end - parts[i], end), slice(i * rank, (i + 1) * rank)
-            arrays = w[part], None if bias is None else bias[part], a[:, ranks], b[:, part]
-            linears.append(lora_linear_forward(x, *arrays, scale, adapter, exact)[0])
-        return np.concatenate(linears, axis=1), None
     times = times_exactly if exact else np.matmul
     merged = xa = None
     if a is None or b is None or scale is None:
         y = _times_base(x, w, times)
-    elif adapter is None and _merging_pays(len(x), a, b):
+    elif adapter is None and not parts and _merging_pays(len(x), a, b):
         merged = _merge(w, a, b, scale)
         y = x @ merged.T
-    elif adapter is None:
+    elif adapter is None and not parts:
         y = x @ w.T
         xa = _scaled(x @ a[0].T, scale[0])  # (tokens, rank): s x A^T
         y += xa @ b[0].T
     else:
-        # Two rows of an adapter at least for exactness: BLAS has another function for a single one.
-        y, rows = _times_base(x, w, times), _rows(adapter.tobytes(), 2 if exact else 1)
-        if rows.alone:
-            y += _widened(_scaled(times(x, a[0].T), scale[0]), b[0].T, times)
-        elif rows.table is None:
-            for i, own in rows.each:
-                y[own] += _widened(_scaled(times(x[own], a[i].T), scale[i]), b[i].T, times)
-        else:
-            used = slice(rows.first, rows.first + len(rows.table))
-            narrow = times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))  # (adapters, most, rank)
-            narrow *= scale[used, None, None]
-            wide = _widened(narrow, b[used].swapaxes(-1, -2), times)
-            y[rows.listed] += wide.reshape(-1, wide.shape[-1])[rows.places]
+        y = _times_base(x, w, times)
+        _add_adapted(y, x, a, b, scale, adapter, exact, parts)
     if bias is not None:
         y += bias
     return y, (x, w, a, b, scale, adapter, merged, xa)
@@ -198,6 +179,46 @@ def _rows(adapter: bytes, least: int) -> _Rows:
 def _as_slice(index: Index, size: int) -> slice | Index:
     """The same of `size` rows, as a slice where that is all of them in order."""
     return slice(None) if np.array_equal(index, np.arange(size)) else index
+
+
+def _add_adapted(
+    y: Array,
+    x: Array,
+    a: Array,
+    b: Array,
+    scale: Array,
+    adapter: Index | None,
+    exact: bool,
+    parts: Sequence[int] | None,
+) -> None:
+    """y += s x A^T B^T, each row with its adapter's."""
+    times, rank, ends = times_exactly if exact else np.matmul, b.shape[2], np.cumsum(parts or [y.shape[1]])
+    # Of each linear its columns of y, and its columns of x A^T.
+    linears = [
+        (slice(first, end), slice(i * rank, (i + 1) * rank))
+        for i, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
+    ]
+    # Two rows of an adapter at least for exactness: BLAS has another function for a single one.
+    index = np.zeros(len(x), np.int64) if adapter is None else adapter
+    rows = _rows(index.tobytes(), 2 if exact else 1)
+    if rows.alone:
+        narrow = _scaled(times(x, a[0].T), scale[0])
+        for part, ranks in linears:
+            y[:, part] += _widened(narrow[:, ranks], b[0, part].T, times)
+    elif rows.table is None:
+        for i, own in rows.each:
+            narrow = _scaled(times(x[own], a[i].T), scale[i])
+            for part, ranks in linears:
+                y[own, part] += _widened(narrow[:, ranks], b[i, part].T, times)
+    else:
+        used = slice(rows.first, rows.first + len(rows.table))
+        narrow = times(
+            x.take(rows.table, axis=0), a[used].swapaxes(-1, -2)
+        )  # (adapters, most, linears * rank)
+        narrow *= scale[used, None, None]
+        for part, ranks in linears:
+            wide = _widened(narrow[..., ranks], b[used, part].swapaxes(-1, -2), times)
+            y[rows.listed, part] += wide.reshape(-1, wide.shape[-1])[rows.places]
 
 
 def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:

@@ -19,10 +19,10 @@ from minitinker.engine import sampler as sampler_file
 from minitinker.engine.cache import Arena
 from minitinker.engine.request import SampleRequest, Served, Uniforms
 from minitinker.engine.sampler import Sampler
+from minitinker.engine.slots import Slots
 from minitinker.engine.stopping import StopRule
 from minitinker.model.fused import fused_states
 from minitinker.model.packing import pack_for_cache
-from minitinker.model.transformer import hidden_states
 from minitinker.model.weights import load_base_model
 
 NEVER = StopRule(frozenset(), (), str)
@@ -195,12 +195,12 @@ def test_a_request_gets_the_same_alone_and_among_others_with_other_adapters(
 def test_the_adapters_of_a_batch_are_put_together_once_also_for_what_is_asked_about_prompts(
     sampler, snapshots, monkeypatch
 ):
-    put_together, stack = [], networks._stack
-    monkeypatch.setattr(networks, "_stack", lambda ops, of: put_together.append(of) or stack(ops, of))
+    written, write = [], Slots._write
+    monkeypatch.setattr(Slots, "_write", lambda self, *of: written.append(of) or write(self, *of))
     for i, snapshot in enumerate(snapshots[:3]):
         sampler.add(request(range(5 + i), samples=1, snapshot=snapshot, max_tokens=4, prompt_logprobs=True))
     finish(sampler)
-    assert len(put_together) == 1
+    assert len(written) == 3 - snapshots[:3].count(None)
 
 
 @pytest.mark.parametrize(
@@ -238,20 +238,20 @@ def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_ne
     arena.allocate(4)
     previous = None
     for snapshot in snapshots:
-        alone, owners = ([snapshot], np.zeros(2, np.int64)) if snapshot else ([], np.full(2, -1))
-        merged, _ = nets.of(alone, owners, exact=False)
-        assert merged.fused
-        assert previous is None or previous() is None
-        assert nets.of(alone, owners[:1], exact=False)[0] is merged
-        plain, rows = nets.of(alone, np.zeros(4, np.int64), exact=True)
-        expected, _ = hidden_states(replace(plain, adapter=rows), batch)
+        alone, owners = ([snapshot], np.zeros(4, np.int64)) if snapshot else ([], np.full(4, -1))
+        merged, rows = nets.of(alone, owners, exact=False)
+        assert rows is None
+        assert snapshot is None or previous is None or previous() is None
+        assert snapshot is None or nets.of(alone, owners[:1], exact=False)[0] is merged
+        beside, rows = nets.of(alone, owners, exact=True)
+        expected = fused_states(replace(beside, adapter=rows), batch, arena.cache)
         np.testing.assert_allclose(fused_states(merged, batch, arena.cache), expected, atol=1e-4)
-        previous = weakref.ref(merged)
+        previous = weakref.ref(merged) if snapshot else previous
         del merged
     for together, owners in ((snapshots[1:3], [0, 1]), (snapshots[1:2], [-1, 0])):
         network, rows = nets.of(together, np.array(owners), exact=False)
-        assert not network.fused
-        assert rows.tolist() == owners
+        assert set(network.lora)
+        assert [r < 0 for r in rows] == [o < 0 for o in owners]
 
 
 @pytest.mark.parametrize("which", range(5))

@@ -68,7 +68,7 @@ class Decoder:
             *([] if rows is None else [rows]),
         )
         depends_on = [network, *cache.keys, *cache.values]
-        alike = exact, network.fused
+        alike = exact, bool(network.lora)
         drawn = self._on_cores(
             lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)),
             parts,

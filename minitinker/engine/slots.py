@@ -1,4 +1,4 @@
-"""Adapters where steps that were recorded find them, whichever these are."""
+"""The adapters of a sampler's steps, put together where steps that were recorded find them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +11,8 @@ from minitinker.model.fused import joined, rows_of
 from minitinker.model.transformer import Network
 
 Array = Any
+
+ROUND = 16  # ranks come in such numbers, filled up with zeros: products keep their bits then
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class Form:
             count = max(1, 2 * count)
         for snapshot in snapshots:
             rank, shapes = max(rank, snapshot.spec.rank), shapes | snapshot.spec.shapes
-        return Form(count, rank, shapes)
+        return Form(count, -(-rank // ROUND) * ROUND, shapes)
 
 
 class Slots:
-    """Networks for `fused_states` of one base, whose adapters lie in arrays that stay the same: an adapter that is
-    asked for takes the slot of the one that was not for the longest time. What a lower rank or fewer modules leave is
-    zero.
+    """Networks of one base, whose adapters lie in arrays that stay the same: an adapter that is asked for takes the
+    slot of the one that was not for the longest time. What a lower rank or fewer modules leave is zero, which adds
+    nothing to the product.
 
     all: the network with the adapters of all slots. alone: with the one of each slot.
     """
@@ -49,18 +51,22 @@ class Slots:
         ops, shapes, linears = base.ops, dict(form.shapes), dict.fromkeys(form.shapes, 1)
         # Of each module: in whose A and B it has its own, after how many others in A, and in which rows of B.
         self._places = {name: (name, 0, slice(None)) for name in shapes}
-        for name, parts in joined(base.config).items():
+        for name, parts in (joined(base.config) if base.fused else {}).items():
             if parts.keys() & shapes.keys():
                 d_in = next(shapes[part][1] for part in parts if part in shapes)
                 shapes[name], linears[name] = (sum(parts.values()), d_in), len(parts)
                 for i, (part, rows) in enumerate(rows_of(parts).items()):
                     self._places[part] = name, i, rows
                     shapes.pop(part, None)
+
+        def zeros(rows: int, columns: int) -> Array:
+            if ops.BATCH_INVARIANT:
+                return ops.zeros((form.count, rows, columns), ops.DTYPE)
+            # A^T and B^T lie row by row, as `lora_weight` lays W.
+            return ops.zeros((form.count, columns, rows), ops.DTYPE).swapaxes(-1, -2)
+
         self._lora = {
-            name: (
-                ops.zeros((form.count, linears[name] * form.rank, d_in), ops.DTYPE),
-                ops.zeros((form.count, d_out, form.rank), ops.DTYPE),
-            )
+            name: (zeros(linears[name] * form.rank, d_in), zeros(d_out, form.rank))
             for name, (d_out, d_in) in shapes.items()
         }
         self._scale = ops.zeros((form.count,))

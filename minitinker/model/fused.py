@@ -34,11 +34,10 @@ def fuse(config: ModelConfig, weights: dict[str, Array], ops: ModuleType) -> dic
         for kind in ("weight", "bias"):
             if f"{next(iter(parts))}.{kind}" in weights:
                 pieces = [fused.pop(f"{part}.{kind}") for part in parts]
-                fused[f"{name}.{kind}"] = whole = ops.zeros(
-                    (sum(parts.values()), *pieces[0].shape[1:]), ops.DTYPE
-                )
+                whole = ops.zeros((sum(parts.values()), *pieces[0].shape[1:]), ops.DTYPE)
                 for piece, rows in zip(pieces, rows_of(parts).values(), strict=True):
                     whole[rows] = piece
+                fused[f"{name}.{kind}"] = whole
     if config.qk_norm:
         heads = config.num_attention_heads
         for i in range(config.num_hidden_layers):
@@ -55,13 +54,13 @@ def unfused(config: ModelConfig, fused: dict[str, Array]) -> dict[str, Array]:
     for name, parts in joined(config).items():
         for kind in ("weight", "bias"):
             if f"{name}.{kind}" in fused:
-                views |= {
-                    f"{part}.{kind}": fused[f"{name}.{kind}"][rows] for part, rows in rows_of(parts).items()
-                }
-        norms = fused.get(f"{name.removesuffix('qkv_proj')}qk_norm.weight")
-        if norms is not None:
-            attn = name.removesuffix("qkv_proj")
-            views |= {f"{attn}q_norm.weight": norms[0], f"{attn}k_norm.weight": norms[-1]}
+                whole = fused[f"{name}.{kind}"]
+                views |= {f"{part}.{kind}": whole[rows] for part, rows in rows_of(parts).items()}
+    if config.qk_norm:
+        for i in range(config.num_hidden_layers):
+            attn = f"model.layers.{i}.self_attn"
+            both = fused[f"{attn}.qk_norm.weight"]
+            views |= {f"{attn}.q_norm.weight": both[0], f"{attn}.k_norm.weight": both[-1]}
     return views
 
 
