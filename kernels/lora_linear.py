@@ -74,7 +74,8 @@ def lora_linear_forward(
     adapter: (tokens,) int64, the adapter of each row, -1 for none; None: adapter 0 for every row.
     exact: whether a row shall have its bits among any others, which here it always has.
     parts: d_out of each of up to three linears whose W stand below each other in w, their B in b, and their A in
-    a: (adapters, linears * rank, d_in); y has the bits that they give one by one, and no backward. None: one linear.
+    a: (adapters, linears * rank, d_in); y has the bits that they give one by one, where these are finite, and no
+    backward. None: one linear.
     x, w, bias, a and b have one dtype, y too; scale is float32. w, a and b may have any strides.
     """
     x = x.contiguous()

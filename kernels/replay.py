@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .array import DEVICE, INTERPRETED, array
 
+SETS = 8  # of objects on which launches depend, with which these are kept
 ALIGNMENT = 16  # bytes: where Triton knows a pointer to be a multiple of so many, it loads as many at once
 
 
@@ -35,7 +36,7 @@ class Replays:
         values hold until the next call.
 
         of: what else its launches depend on, all told, weights say; what was recorded is used again with the same
-        objects alone, and gone when one of them is, for none is kept alive. The first call with a number of rows runs
+        objects alone, for the last SETS of them, of which none is kept alive. The first call with a number of rows runs
         as it is, the second one is recorded. Numbers of rows are rounded up by repeating the last row; so what the
         function does with a row must depend on that row alone, and be the same if it is done twice.
         """
@@ -57,18 +58,20 @@ class Replays:
 
     def _graphs(self, of: Sequence[Any]) -> dict[tuple[int, int], "_Graph | None"]:
         """What was recorded with these objects."""
-        for then, graphs in self._recorded:
-            if len(then) == len(of) and all(x() is now for x, now in zip(then, of, strict=True)):
-                return graphs
-        self._recorded = [one for one in self._recorded if all(x() is not None for x in one[0])]
-        self._recorded.append(([ref(x) for x in of], {}))
-        return self._recorded[-1][1]
+        found = next((one for one in self._recorded if _are(one[0], of)), ([ref(x) for x in of], {}))
+        others = [one for one in self._recorded if one is not found and all(x() is not None for x in one[0])]
+        self._recorded = [*others[1 - SETS :], found]  # the one used last at the end
+        return found[1]
 
 
 def round_number(rows: int) -> int:
     """The next number of rows for which there is a graph: at most a half more, and above 4 two in each doubling."""
     step = 1 << max(0, rows.bit_length() - 2)
     return -(-rows // step) * step
+
+
+def _are(then: list[ref[Any]], now: Sequence[Any]) -> bool:
+    return len(then) == len(now) and all(x() is y for x, y in zip(then, now, strict=True))
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ BLOCK = 1024  # numbers per program: no sum is formed, so any number gives the s
 
 def swiglu_forward(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """gate, up: (tokens, d_ffn) -> y: (tokens, d_ffn)."""
-    if (
-        not gate.stride() == up.stride() == (gate.stride(0), 1)
-    ):  # two halves of one array are as they should be
+    # Two halves of one array are as they should be.
+    if not gate.stride() == up.stride() == (gate.stride(0), 1):
         gate, up = gate.contiguous(), up.contiguous()
     tokens, d_ffn = gate.shape
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)

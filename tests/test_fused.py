@@ -18,7 +18,7 @@ def test_prompts_and_what_follows_have_the_states_of_the_plain_network(family):
     weights = base.placed(reference)
     nets = (
         Network(reference, base.config, weights),
-        Network(reference, base.config, fuse(base.config, weights, reference), fused=True),
+        Network(reference, base.config, fuse(base.config, dict(weights), reference), fused=True),
     )
     arenas = [Arena(reference, base.config) for _ in nets]
     for arena in arenas:

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from minitinker.kernels.replay import round_number
+from minitinker.kernels.replay import SETS, round_number
 from op_checks import every_backend
 
 from minitinker import kernels
@@ -73,6 +73,16 @@ def test_what_was_recorded_with_several_weights_is_used_in_turns():
             y, _ = replays([w], double_rows(kernels, w, calls), x, np.ones(2))
             np.testing.assert_allclose(kernels.to_numpy(y), i * x @ WEIGHT.T, rtol=1e-5)
     assert calls == [2] * 4
+
+
+@compiled
+def test_what_was_recorded_is_kept_for_some_sets_of_weights_and_not_for_more():
+    weights, calls = [kernels.array(i * WEIGHT) for i in range(1, SETS + 2)], []
+    replays, x = kernels.Replays(), np.ones((2, 16), np.float32)
+    for w in [*weights, weights[0], weights[-1]]:
+        replays([w], double_rows(kernels, w, calls), x, np.ones(2))
+        replays([w], double_rows(kernels, w, calls), x, np.ones(2))
+    assert len(calls) == 2 * (len(weights) + 1)
 
 
 def test_round_numbers_are_few_and_near():

@@ -21,6 +21,7 @@ from minitinker.engine.request import SampleRequest, Served, Uniforms
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.slots import Slots
 from minitinker.engine.stopping import StopRule
+from minitinker.engine.trainer import Snapshot
 from minitinker.model.fused import fused_states
 from minitinker.model.packing import pack_for_cache
 from minitinker.model.weights import load_base_model
@@ -201,6 +202,38 @@ def test_the_adapters_of_a_batch_are_put_together_once_also_for_what_is_asked_ab
         sampler.add(request(range(5 + i), samples=1, snapshot=snapshot, max_tokens=4, prompt_logprobs=True))
     finish(sampler)
     assert len(written) == 3 - snapshots[:3].count(None)
+
+
+def test_samples_that_end_with_their_first_token_take_no_room_beside_the_prompts(model, snapshots):
+    sampler = Sampler(
+        reference, model[0], cache_bytes=50 * Sampler(reference, model[0])._regions.arena.row_bytes
+    )
+    (found,) = answers(sampler, request(range(40), samples=5, max_tokens=1))
+    (alone,) = answers(Sampler(reference, model[0]), request(range(40), samples=5, max_tokens=1))
+    assert_same(found, alone)
+    assert len(sampler._regions.arena.cache.keys[0]) <= 50
+    most = StopRule(frozenset(range(VOCAB * 3 // 4)), (), None)
+    (found,) = answers(sampler, request(range(9), samples=5, max_tokens=20, stop=most))
+    (alone,) = answers(Sampler(reference, model[0]), request(range(9), samples=5, max_tokens=20, stop=most))
+    assert_same(found, alone)
+    assert {sequence.stop_reason for sequence in found.sequences} == {"stop"}
+    assert {len(sequence.tokens) for sequence in found.sequences} > {1}
+
+
+def test_what_an_adapter_holds_that_no_row_has_warns_nobody(model, snapshots):
+    flat = np.full_like(snapshots[0].flat, 1e30)
+    bad = Snapshot(snapshots[0].spec, flat)
+    sampler = Sampler(reference, model[0])
+    for of in (snapshots[0], bad, snapshots[1]):
+        sampler.add(request(range(9), snapshot=of, max_tokens=3))
+    with np.errstate(all="ignore"):
+        finish(sampler)
+    with np.errstate(all="raise"):
+        found = answers(sampler, *(request(range(9), snapshot=of, max_tokens=3) for of in snapshots[:2]))
+    for one, of in zip(found, snapshots, strict=False):
+        assert_same(
+            one, answers(Sampler(reference, model[0]), request(range(9), snapshot=of, max_tokens=3))[0]
+        )
 
 
 @pytest.mark.parametrize(

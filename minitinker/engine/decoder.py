@@ -43,9 +43,10 @@ class Decoder:
         """To be called where no step follows, since others' matrix products need all cores."""
         self._cores.rest()
 
-    def forget_replays(self) -> None:
-        """Let go of what the backend keeps of earlier steps."""
+    def forget(self) -> None:
+        """Let go of what is kept of earlier steps."""
         self._replays = self._ops.Replays()
+        self._networks.forget()
 
     def decode(self, sequences: list[Sequence], cache: KVCache) -> None:
         """Feed each the token drawn last, and draw the next: the step that is repeated, so the backend may record

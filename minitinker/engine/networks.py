@@ -1,10 +1,12 @@
 """The networks that a sampler's rows go through: one base model with any number of adapters."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ Index = NDArray[np.int64]
 HEAD = "lm_head.weight"
 # Of a base model that is small enough for a second copy, laid out for few rows, and a third with an adapter merged in.
 COPY_BYTES = 256 << 20
+WASTE = 4  # times the numbers of the adapters at hand that slots may have for others
 
 
 class Networks:
@@ -32,7 +35,7 @@ class Networks:
         self._ops, self._config = ops, base.config
         self._placed = base.placed(ops)
         self._copies = not ops.BATCH_INVARIANT and base.weights.numbers * itemsize(ops.DTYPE) <= COPY_BYTES
-        self._merged: tuple[Snapshot, Network] | None = None
+        self._merged: tuple[ref[Snapshot], Network] | None = None
         self._slots: Slots | None = None
 
     def of(
@@ -49,14 +52,28 @@ class Networks:
             return self._with(exact, self._base), None
         if alone and self._copies and not exact:
             return self._in_one(snapshots[0]), None
-        if self._slots is None or not self._slots.form.takes(snapshots):
-            form = (self._slots.form if self._slots else Form(0, 0, {})).for_these_too(snapshots)
-            self._slots = None  # the old ones are gone before the new ones are there
-            self._slots = Slots(self._base, form)
-        slots = self._slots.of(snapshots)
+        kept = self._slots_for(snapshots)
+        slots = kept.of(snapshots)
         if alone and self._ops.BATCH_INVARIANT:
-            return self._slots.alone[slots[0]], None
-        return self._with(exact, self._slots.all), np.array([*slots, -1])[owners]
+            return kept.alone(slots[0]), None
+        return self._with(exact, kept.all), np.array([*slots, -1])[owners]
+
+    def forget(self) -> None:
+        """Let go of the adapters that were put together."""
+        self._slots = self._merged = None
+
+    def _slots_for(self, snapshots: list[Snapshot]) -> Slots:
+        """Those there are, or new ones, which take what the old ones took, too, unless that is far more than needed or
+        finds no room."""
+        if self._slots is None or not self._slots.form.takes(snapshots):
+            needed = Form(0, 0, {}).with_these(snapshots)
+            form = self._slots.form.with_these(snapshots) if self._slots else needed
+            self._slots = None  # the old ones are gone before the new ones are there
+            if needed.numbers < form.numbers <= WASTE * needed.numbers:
+                with suppress(self._ops.OutOfMemory):
+                    self._slots = Slots(self._base, form)
+            self._slots = self._slots or Slots(self._base, needed)
+        return self._slots
 
     @staticmethod
     def _with(exact: bool, network: Network) -> Network:
@@ -76,9 +93,8 @@ class Networks:
 
     def _laid_out(self, weights: dict[str, Array]) -> Network:
         """A network of a copy of the weights."""
-        if HEAD not in weights:  # it is tied
-            weights = weights | {HEAD: weights[EMBEDDING]}
-        fused = fuse(self._config, weights, self._ops)
+        tied = {} if HEAD in weights else {HEAD: weights[EMBEDDING]}
+        fused = fuse(self._config, weights | tied, self._ops)
         for name in [name for name in fused if name.endswith("_proj.weight") or name == HEAD]:
             fused[name] = self._ops.lora_panels(fused[name])
         return Network(self._ops, self._config, fused, exact=True, fused=True)
@@ -86,7 +102,7 @@ class Networks:
     def _in_one(self, snapshot: Snapshot) -> Network:
         """The base with an adapter merged into the weights once for many steps. It rounds otherwise, as training does,
         and takes half the time to decode."""
-        if self._merged is None or self._merged[0] is not snapshot:
+        if self._merged is None or self._merged[0]() is not snapshot:
             self._merged = None  # the old one is gone before the new one is there
             weights, nothing = dict(self._placed), [None] * 5
             if self._config.tie_word_embeddings:
@@ -95,7 +111,7 @@ class Networks:
                 w, _ = self._ops.lora_linear_forward(a[0].T, b[0] * snapshot.spec.scale, *nothing)
                 w += weights[f"{name}.weight"].T
                 weights[f"{name}.weight"] = w.T
-            self._merged = snapshot, replace(self._laid_out(weights), exact=False)
+            self._merged = ref(snapshot), replace(self._laid_out(weights), exact=False)
         return self._merged[1]
 
 

@@ -97,7 +97,7 @@ class Sampler:
         """Tell it to those who were in the step, or else first in line; the others begin again in an empty arena."""
         for sequence in list(self._running):
             self._give_up(sequence)
-        self._decoder.forget_replays()
+        self._decoder.forget()
         self._regions = Regions(self._ops, self._base.config, self._cache_bytes)
         self._full = None
         if isinstance(failure, MemoryError):  # told here, where the failed step's arrays are gone
@@ -279,17 +279,21 @@ class Sampler:
         return drawing
 
     def _reserve(self, first: Sequence, other: Sequence) -> bool:
-        """Give another sample of the request a region for a copy of the prompt's keys and values, if there is room."""
+        """Give another sample of the request a region for a copy of the prompt's keys and values, if it needs one and
+        there is room; whether it can go on."""
+        if other.request.max_tokens == 1:
+            return True
         if first.region is not None:
             rows = first.done + min(other.request.max_tokens, MORE_ROWS)
             other.region = self._regions.reserve(first.region, rows)
         return other.region is not None
 
     def _copy_prompt(self, samples: list[Sequence]) -> None:
-        """Give the samples that go on after their first token what the first of them has of the prompt."""
+        """Give the samples that go on after their first token what the first of them has of the prompt, and take back
+        the regions of the others."""
         copies = []
         for other in samples[1:]:
-            if other.request.stop.stops(other.tokens) or len(other.tokens) == other.request.max_tokens:
+            if other.stop_reason:
                 self._give_back(other)
             elif other.region is not None:
                 other.done = samples[0].done
@@ -302,12 +306,12 @@ class Sampler:
     def _end_if_over(self, sequence: Sequence) -> None:
         """Hand the sequence in if this was its last token, and answer the request if it was its last sample."""
         active, request = sequence.active, sequence.request
-        stopped = request.stop.stops(sequence.tokens)
-        if not stopped and len(sequence.tokens) < request.max_tokens:
+        reason = sequence.stop_reason
+        if reason is None:
             return
         self._samples_so_far += 1
         active.sequences[sequence.sample] = SampledSequence(
-            stop_reason="stop" if stopped else "length",
+            stop_reason=reason,
             sequence_id=f"sequence-{self._samples_so_far}",
             tokens_np=np.array(sequence.tokens, np.int32),
             logprobs_np=np.array(sequence.logprobs, np.float32),

@@ -1,7 +1,7 @@
 """What a sampler has in work: requests, and the samples that are drawn for them."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,13 @@ class Sequence:
             return np.array(self.tokens[start - len(prompt) : end - len(prompt)], np.int64)
         whole = np.concatenate([prompt, np.array(self.tokens, np.int64)]) if self.tokens else prompt
         return whole[start:end]
+
+    @property
+    def stop_reason(self) -> Literal["stop", "length"] | None:
+        """Why its last token is the last, if it is."""
+        if self.request.stop.stops(self.tokens):
+            return "stop"
+        return "length" if len(self.tokens) >= self.request.max_tokens else None
 
     @property
     def asks_for_bits(self) -> bool:

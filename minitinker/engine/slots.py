@@ -1,6 +1,6 @@
 """The adapters of a sampler's steps, put together where steps that were recorded find them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import ref
@@ -29,7 +29,13 @@ class Form:
             for snapshot in snapshots
         )
 
-    def for_these_too(self, snapshots: list[Snapshot]) -> "Form":
+    @property
+    def numbers(self) -> int:
+        """In A and B of all of them, about."""
+        return self.count * self.rank * sum(d_out + d_in for d_out, d_in in self.shapes.values())
+
+    def with_these(self, snapshots: list[Snapshot]) -> "Form":
+        """One that takes these adapters, too."""
         count, rank, shapes = self.count, self.rank, dict(self.shapes)
         while count < len(snapshots):
             count = max(1, 2 * count)
@@ -43,7 +49,7 @@ class Slots:
     slot of the one that was not for the longest time. What a lower rank or fewer modules leave is zero, which adds
     nothing to the product.
 
-    all: the network with the adapters of all slots. alone: with the one of each slot.
+    all: the network with the adapters of all slots.
     """
 
     def __init__(self, base: Network, form: Form) -> None:
@@ -71,14 +77,7 @@ class Slots:
         }
         self._scale = ops.zeros((form.count,))
         self.all = replace(base, lora=self._lora, scale=self._scale)
-        self.alone = [
-            replace(
-                base,
-                lora={name: (a[i : i + 1], b[i : i + 1]) for name, (a, b) in self._lora.items()},
-                scale=self._scale[i : i + 1],
-            )
-            for i in range(form.count)
-        ]
+        self._alone: dict[int, Network] = {}
         # What is in which slot, the one asked for last at the end. An adapter is not kept alive.
         self._held: dict[int, ref[Snapshot] | None] = dict.fromkeys(range(form.count))
         self._slot_of: dict[int, int] = {}
@@ -86,7 +85,9 @@ class Slots:
     def of(self, snapshots: list[Snapshot]) -> list[int]:
         """The slots of these adapters, which are there from now on. The form must take them."""
         slots = [self._find(snapshot) for snapshot in snapshots]
-        free = (i for i in list(self._held) if i not in slots)
+        free: Iterator[int] = iter(())
+        if None in slots:  # first those of adapters that are gone
+            free = iter(sorted((i for i in self._held if i not in slots), key=self._is_held))
         found = [next(free) if slot is None else slot for slot in slots]
         for i, slot, snapshot in zip(found, slots, snapshots, strict=True):
             if slot is None:
@@ -94,6 +95,18 @@ class Slots:
             del self._held[i]
             self._held[i] = ref(snapshot)
         return found
+
+    def alone(self, slot: int) -> Network:
+        """The network with the adapter of one slot: the same object each time."""
+        if slot not in self._alone:
+            i = slice(slot, slot + 1)
+            lora = {name: (a[i], b[i]) for name, (a, b) in self._lora.items()}
+            self._alone[slot] = replace(self.all, lora=lora, scale=self._scale[i])
+        return self._alone[slot]
+
+    def _is_held(self, slot: int) -> bool:
+        held = self._held[slot]
+        return held is not None and held() is not None
 
     def _find(self, snapshot: Snapshot) -> int | None:
         slot = self._slot_of.get(id(snapshot))

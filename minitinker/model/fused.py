@@ -28,12 +28,13 @@ JOINED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_pro
 
 
 def fuse(config: ModelConfig, weights: dict[str, Array], ops: ModuleType) -> dict[str, Array]:
-    """The weights that `fused_states` takes, of those that `hidden_states` takes: arrays of the backend."""
-    fused = dict(weights)
+    """The weights that `fused_states` takes, of those that `hidden_states` takes: arrays of the backend. What is put
+    together is taken out of `weights`, so that no more than a module's is there twice."""
+    fused: dict[str, Array] = {}
     for name, parts in joined(config).items():
         for kind in ("weight", "bias"):
             if f"{next(iter(parts))}.{kind}" in weights:
-                pieces = [fused.pop(f"{part}.{kind}") for part in parts]
+                pieces = [weights.pop(f"{part}.{kind}") for part in parts]
                 whole = ops.zeros((sum(parts.values()), *pieces[0].shape[1:]), ops.DTYPE)
                 for piece, rows in zip(pieces, rows_of(parts).values(), strict=True):
                     whole[rows] = piece
@@ -43,9 +44,9 @@ def fuse(config: ModelConfig, weights: dict[str, Array], ops: ModuleType) -> dic
         for i in range(config.num_hidden_layers):
             attn = f"model.layers.{i}.self_attn"
             both = ops.zeros((heads + config.num_key_value_heads, config.head_dim), ops.DTYPE)
-            both[:heads], both[heads:] = (fused.pop(f"{attn}.{kind}_norm.weight") for kind in "qk")
+            both[:heads], both[heads:] = (weights.pop(f"{attn}.{kind}_norm.weight") for kind in "qk")
             fused[f"{attn}.qk_norm.weight"] = both
-    return fused
+    return weights | fused
 
 
 def unfused(config: ModelConfig, fused: dict[str, Array]) -> dict[str, Array]:
