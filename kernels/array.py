@@ -75,6 +75,12 @@ def to_numpy(x: torch.Tensor) -> np.ndarray[Any, Any]:
     return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
 
 
+def by_tokens(x: torch.Tensor) -> torch.Tensor:
+    """x: (tokens, heads, d) as it is where each token's numbers lie without gaps, be it in wider rows, as q and k do
+    beside v; else a copy without any."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
 def sum_dtype(x: torch.Tensor) -> tl.dtype:
     """The dtype in which a kernel forms its sums over numbers of x: float64 for float64, else float32."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from .array import array, sum_dtype
+from .array import array, by_tokens, sum_dtype
 
 Index = NDArray[np.int64]
 
@@ -148,8 +148,7 @@ def attention_forward(
     query sees may hold anything. Sequences may share rows of k and v, but have no backward then. Raises ValueError
     where more than 64 heads share their keys.
     """
-    k, v = k.contiguous(), v.contiguous()
-    q = q if q.stride()[1:] == (q.shape[2], 1) else q.contiguous()  # tokens may lie further apart
+    q, k, v = by_tokens(q), k.contiguous(), v.contiguous()
     group = q.shape[1] // k.shape[1]
     if group > ROWS:
         raise ValueError(f"{group} heads share their keys; at most {ROWS} can")

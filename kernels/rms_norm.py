@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .array import sum_dtype
+from .array import by_tokens, sum_dtype
 
 WIDEST = 16_384  # a row that a program can hold in its registers
 
@@ -28,14 +28,12 @@ def rms_norm_forward(x: torch.Tensor, w: torch.Tensor, eps: float) -> tuple[torc
     d = x.shape[-1]
     if d > WIDEST:
         raise ValueError(f"rows of {d} numbers; rms_norm takes at most {WIDEST}")
-    # Of x: (tokens, heads, d) the tokens may lie further apart, as they do where v follows q and k.
-    heads = x.shape[1] if x.dim() == 3 and x.stride()[1:] == (d, 1) else 1
-    x = x if heads > 1 else x.contiguous()
+    x = by_tokens(x) if x.dim() == 3 else x.contiguous()
+    heads, stride = (x.shape[1], x.stride(0)) if x.dim() == 3 else (1, d)
     w, rows = w.contiguous(), x.numel() // d
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rho = torch.empty(rows, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     grid, tiles = _tiles(rows, d)
-    stride = x.stride(0) if heads > 1 else d
     _forward_kernel[grid](
         x, w, y, rho, rows, stride, HEADS=heads, WEIGHTS=w.numel() // d, EPS=eps, SUM=sum_dtype(x), **tiles
     )

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .array import sum_dtype
+from .array import by_tokens, sum_dtype
 
 BLOCK_ANGLES = 512  # entries of the table per program
 BLOCK_PAIRS = 1024  # pairs per program, of whole heads: no sum is formed, so any number gives the same bits
@@ -58,8 +58,7 @@ def rope_backward(dy: torch.Tensor, saved: Any) -> torch.Tensor:
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
-    tokens, heads, head_dim = x.shape
-    x = x if x.stride()[1:] == (head_dim, 1) else x.contiguous()  # tokens may lie further apart
+    x, (tokens, heads, head_dim) = by_tokens(x), x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block_half = triton.next_power_of_2(head_dim // 2)
     block_rows = max(1, BLOCK_PAIRS // block_half)

@@ -62,19 +62,18 @@ def lora_linear_forward(
     merged = xa = None
     if a is None or b is None or scale is None:
         y = _times_base(x, w, times)
-    elif adapter is None and not parts and _merging_pays(len(x), a, b):
+    elif adapter is not None or parts:
+        y = _times_base(x, w, times)
+        # What adapters hold that no row has is nobody's affair.
+        with np.errstate(over="ignore", invalid="ignore"):
+            _add_adapted(y, x, a, b, scale, adapter, exact, parts)
+    elif _merging_pays(len(x), a, b):
         merged = _merge(w, a, b, scale)
         y = x @ merged.T
-    elif adapter is None and not parts:
+    else:
         y = x @ w.T
         xa = _scaled(x @ a[0].T, scale[0])  # (tokens, rank): s x A^T
         y += xa @ b[0].T
-    else:
-        y = _times_base(x, w, times)
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # what adapters hold that no row has is nobody's affair
-            _add_adapted(y, x, a, b, scale, adapter, exact, parts)
     if bias is not None:
         y += bias
     return y, (x, w, a, b, scale, adapter, merged, xa)
@@ -215,9 +214,8 @@ def _add_adapted(
                 y[own, part] += _widened(narrow[:, ranks], b[i, part].T, times)
     else:
         used = slice(rows.first, rows.first + len(rows.table))
-        narrow = times(
-            x.take(rows.table, axis=0), a[used].swapaxes(-1, -2)
-        )  # (adapters, most, linears * rank)
+        # (adapters, most, linears * rank)
+        narrow = times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))
         narrow *= scale[used, None, None]
         for part, ranks in linears:
             wide = _widened(narrow[..., ranks], b[used, part].swapaxes(-1, -2), times)

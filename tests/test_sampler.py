@@ -204,7 +204,7 @@ def test_the_adapters_of_a_batch_are_put_together_once_also_for_what_is_asked_ab
     assert len(written) == 3 - snapshots[:3].count(None)
 
 
-def test_samples_that_end_with_their_first_token_take_no_room_beside_the_prompts(model, snapshots):
+def test_samples_that_end_with_their_first_token_take_no_room_beside_the_prompts(model):
     sampler = Sampler(
         reference, model[0], cache_bytes=50 * Sampler(reference, model[0])._regions.arena.row_bytes
     )
