@@ -10,38 +10,44 @@ W + s B A is never formed for the rows to go through: a choice by the number of 
 Three kernels, each for both directions, since W^T and A^T are W and A with other strides:
 
 narrow     xa = s x A^T                    u  = s dy B
-product    y  = xa B^T + x W^T + bias      dx = u A + dy W       both products into one accumulator
+product    y  = x W^T + xa B^T + bias      dx = dy W + u A       both products into one accumulator
 gradient   dB = dy^T xa                    dA = u^T x            chunks of tokens first, then their sum
 
-Rows of many adapters stand in one tile in any order. For them the product forms xa B^T of all rows with one adapter
-after the other, and of each takes the rows that have it.
+The product needs xa only after x W^T, so from Hopper on it begins beside narrow and waits for it there (programmatic
+dependent launch). When decoding, narrow is a few programs that take as long as the product.
+
+Rows of many adapters stand in one tile in any order. For them the product adds xa B^T of one adapter after the other
+to all rows, and takes from each sum the rows that have that adapter.
 
 To sample, linears of the same x, as those of q, k and v, go together: their W stand below each other, so do their A and
 their B, and each column of y has the part of xa that is its linear's.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.driver import driver
 
-from .array import array, sum_dtype
+from .array import INTERPRETED, array, sum_dtype
 
 # The order of every sum: over d_in, d_out, rank and tokens in blocks of this many numbers, by dtype alone.
 _BLOCK_K = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 16}
 # The tiles partition the output and order no sum, so they may vary: rows, columns, numbers of d_in at once, warps,
-# stages of the pipeline. Few rows (decoding) take narrow tiles, so that all multiprocessors read from W. 64 rows are
-# the fewest: below that Hopper takes another instruction, which may round otherwise. With tensor cores a block of d_in
-# is added up 16 numbers after the other, so its size orders nothing. Without them, as in float32, operands go through
-# registers, and tiles are small.
-_FEW_ROWS, _SOME_ROWS = 128, 512
+# stages of the pipeline. Few rows (decoding) take narrow tiles, so that all multiprocessors read from W, and so that
+# one has room for a program of narrow beside the product's. 64 rows are the fewest: below that Hopper takes another
+# instruction, which may round otherwise. With tensor cores a block of d_in is added up 16 numbers after the other, so
+# its size orders nothing. Without them, as in float32, operands go through registers, and tiles are small.
+_FEW_ROWS, _SOME_ROWS, _FEW_COLUMNS = 128, 512, 1024
 _TILE_OF_FEW = {
     torch.bfloat16: (64, 32, 128, 4, 4),
     torch.float32: (64, 32, 32, 4, 4),
     torch.float64: (64, 32, 16, 4, 3),
 }
+_TILE_OF_FEW_COLUMNS = _TILE_OF_FEW | {torch.bfloat16: (64, 16, 128, 4, 4)}
 _TILE_OF_MANY = {
     torch.bfloat16: (128, 256, 64, 8, 4),
     torch.float32: (64, 64, 32, 4, 3),
@@ -51,8 +57,8 @@ _TILE_OF_SOME = _TILE_OF_MANY | {torch.bfloat16: (64, 64, 128, 4, 3)}
 # Of two results at once, which many rows of many adapters need, no larger one fits the registers.
 _TILE_OF_MIXED = _TILE_OF_MANY | {torch.bfloat16: (128, 128, 64, 8, 4)}
 _EACH = 128  # columns of xa B^T formed at once, of as many adapters as have room
-_NARROW_OF_FEW = (16, 2, 4, 8)  # columns over rank, blocks of d_in at once, warps, stages
 _MOST_RANK = {torch.bfloat16: 128, torch.float32: 64, torch.float64: 64}  # columns of a tile over rank
+_FEW_OF_RANK = 16  # the same of few rows, twice that where they have many adapters
 _CHUNK = 512  # tokens of one partial sum of dA, dB
 _PARTIAL_BYTES = 64 << 20  # of partial sums that exist at once, about
 
@@ -125,8 +131,9 @@ def _narrow(
     tokens, d_in = x.shape
     adapters, rank, _ = a.shape
     xa = torch.empty((tokens, rank), dtype=x.dtype, device=x.device)
-    few = tokens <= _FEW_ROWS
-    block_r, blocks, warps, stages = _NARROW_OF_FEW if few else (_block_r(rank, x.dtype), 2, 4, 4)
+    block_r = _block_r(rank, x.dtype)
+    if tokens <= _FEW_ROWS:
+        block_r = min(block_r, _FEW_OF_RANK if adapter is None else 2 * _FEW_OF_RANK)
     grid = (triton.cdiv(tokens, 64), triton.cdiv(rank, block_r), 1 if adapter is None else adapters)
     _narrow_kernel[grid](
         x,
@@ -140,10 +147,10 @@ def _narrow(
         *a.stride(),
         BLOCK_M=64,
         BLOCK_R=block_r,
-        BLOCK_K=blocks * _BLOCK_K[x.dtype],
+        BLOCK_K=2 * _BLOCK_K[x.dtype],
+        OVERLAPS=_overlaps(),
         SUM=sum_dtype(x),
-        num_warps=warps,
-        num_stages=stages,
+        num_stages=4,
     )
     return xa
 
@@ -164,8 +171,11 @@ def _narrow_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAPS: tl.constexpr,
     SUM: tl.constexpr,
 ):
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
     i = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mine = rows < tokens
@@ -204,11 +214,16 @@ def _product(
     tokens, d_in = x.shape
     d_out = len(w)
     rank = 0 if b is None else b.shape[2]
-    tiles = _TILE_OF_MANY if adapter is None else _TILE_OF_MIXED
-    tiles = _TILE_OF_FEW if tokens <= _FEW_ROWS else _TILE_OF_SOME if tokens <= _SOME_ROWS else tiles
+    if tokens <= _FEW_ROWS:
+        tiles = _TILE_OF_FEW_COLUMNS if d_out <= _FEW_COLUMNS else _TILE_OF_FEW
+    elif tokens <= _SOME_ROWS:
+        tiles = _TILE_OF_SOME
+    else:
+        tiles = _TILE_OF_MANY if adapter is None else _TILE_OF_MIXED
     block_m, block_n, block_k, warps, stages = tiles[x.dtype]
     y = torch.empty((tokens, d_out), dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(tokens, block_m) * triton.cdiv(d_out, block_n),)
+    overlaps = xa is not None and _overlaps()
     _product_kernel[grid](
         x,
         w,
@@ -232,9 +247,11 @@ def _product(
         ADAPTERS=max(1, _EACH // block_n),
         ONE_TILE=rank <= _BLOCK_K[x.dtype],
         APART=x.dtype != torch.bfloat16,
+        OVERLAPS=overlaps,
         SUM=sum_dtype(x),
         num_warps=warps,
         num_stages=stages,
+        **({"launch_pdl": True} if overlaps else {}),
     )
     return y
 
@@ -267,6 +284,7 @@ def _product_kernel(
     ADAPTERS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     APART: tl.constexpr,
+    OVERLAPS: tl.constexpr,
     SUM: tl.constexpr,
 ):
     # Programs that run at the same time share few rows of x and few of W: down 16 tiles, then to the right.
@@ -277,8 +295,28 @@ def _product_kernel(
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask, column_mask = (rows < tokens)[:, None], (columns < d_out)[None, :]
 
+    if adapter_ptr is not None:  # here, so that it is there when it is asked for
+        adapter = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1).to(tl.int32)
     y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
+    k = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
+    w_ptrs = w_ptr + columns.to(tl.int64)[None, :] * w_stride_out + k[:, None] * w_stride_in
+    for start in range(0, d_in, BLOCK_K):
+        inside = k < d_in - start
+        x = tl.load(x_ptrs, mask=row_mask & inside[None, :], other=0.0)
+        w = tl.load(w_ptrs, mask=inside[:, None] & column_mask, other=0.0)
+        y = tl.dot(x, w, y, input_precision="ieee", out_dtype=SUM)
+        x_ptrs += BLOCK_K
+        w_ptrs += BLOCK_K * w_stride_in
+
     if xa_ptr is not None:
+        if OVERLAPS:
+            tl.extra.cuda.gdc_wait()  # for narrow, to which all that was read so far was there already
+        # Without tensor cores numbers are added one by one, so the adapter's begin at 0 and not where W's ended: each
+        # sum loses less the shorter it is.
+        of_w = y
+        if APART:
+            y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
         xa_row = xa_ptr + rows.to(tl.int64)[:, None] * (LINEARS * rank)
         b_row = b_ptr + columns.to(tl.int64)[None, :] * b_stride_out
         if LINEARS == 1 and adapter_ptr is None:
@@ -291,30 +329,13 @@ def _product_kernel(
                 if adapter_ptr is None:
                     y = _expansion(y, xa_own, b_row, row_mask, own, rank, b_stride_rank, BLOCK_R, SUM)
                 else:
-                    adapter = tl.load(adapter_ptr + rows, mask=rows < tokens, other=-1).to(tl.int32)
                     y = _expansion_of_each(
                         y, xa_own, b_ptr, adapter, i, first, d_out, rank, end_0, end_1,
                         b_stride, b_stride_out, b_stride_rank, BLOCK_M, BLOCK_N, BLOCK_R, ADAPTERS, ONE_TILE, SUM,
                     )  # fmt: skip
 
-    # Without tensor cores numbers are added one by one, so W's begin at 0 and not where the adapter's ended: each sum
-    # loses less the shorter it is.
-    expansion = y
-    if APART:
-        y = tl.zeros((BLOCK_M, BLOCK_N), SUM)
-    k = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * d_in + k[None, :]
-    w_ptrs = w_ptr + columns.to(tl.int64)[None, :] * w_stride_out + k[:, None] * w_stride_in
-    for start in range(0, d_in, BLOCK_K):
-        inside = k < d_in - start
-        x = tl.load(x_ptrs, mask=row_mask & inside[None, :], other=0.0)
-        w = tl.load(w_ptrs, mask=inside[:, None] & column_mask, other=0.0)
-        y = tl.dot(x, w, y, input_precision="ieee", out_dtype=SUM)
-        x_ptrs += BLOCK_K
-        w_ptrs += BLOCK_K * w_stride_in
-
-    if APART:
-        y += expansion
+        if APART:
+            y += of_w
     if bias_ptr is not None:
         y += tl.load(bias_ptr + columns, mask=columns < d_out, other=0.0).to(SUM)[None, :]
     y_at = rows.to(tl.int64)[:, None] * d_out + columns[None, :]
@@ -358,14 +379,16 @@ def _expansion_of_each(
     ONE_TILE: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """y + xa B^T of each row's adapter, (rows,), in the columns of a linear, where y is 0; first: the tile's first."""
+    """y + xa B^T of each row's adapter, (rows,), in the columns of a linear; first: the tile's first."""
     has_one = (adapter >= 0)[:, None]
     lowest, highest = tl.min(tl.where(adapter < 0, 1 << 30, adapter), axis=0), tl.max(adapter, axis=0)
     # The columns of some adapters, one's beside the other's.
     n = tl.arange(0, ADAPTERS * BLOCK_N)
     column, nth = first + n % BLOCK_N, n // BLOCK_N
     own = (column < d_out) & (_linear(column, end_0, end_1) == linear)
-    nothing = tl.zeros((BLOCK_M, ADAPTERS * BLOCK_N), SUM)
+    y_each = tl.broadcast_to(y[:, None, :], (BLOCK_M, ADAPTERS, BLOCK_N))
+    y_each = tl.reshape(y_each, (BLOCK_M, ADAPTERS * BLOCK_N))
+    found = tl.zeros((BLOCK_M, BLOCK_N), SUM)
     b_row = (
         b_ptr + (lowest + nth).to(tl.int64)[None, :] * b_stride + column.to(tl.int64)[None, :] * b_stride_out
     )
@@ -375,15 +398,15 @@ def _expansion_of_each(
         there = (own & (i + nth <= highest))[None, :]
         if ONE_TILE:  # one loop, so that several B are on their way at once
             b = tl.load(b_row + r * b_stride_rank, mask=(r < rank) & there, other=0.0)
-            z = tl.dot(xa, b, nothing, input_precision="ieee", out_dtype=SUM)
+            z = tl.dot(xa, b, y_each, input_precision="ieee", out_dtype=SUM)
         else:
-            z = _expansion(nothing, xa_row, b_row, has_one, there, rank, b_stride_rank, BLOCK_R, SUM)
+            z = _expansion(y_each, xa_row, b_row, has_one, there, rank, b_stride_rank, BLOCK_R, SUM)
         of_row = (adapter[:, None] == i + tl.arange(0, ADAPTERS)[None, :])[:, :, None]
         z = tl.reshape(z, (BLOCK_M, ADAPTERS, BLOCK_N))
-        z = tl.where(of_row & tl.reshape(own, (ADAPTERS, BLOCK_N))[None, :, :], z, 0.0)
-        y += tl.sum(z, axis=1)  # all but one are 0
+        found += tl.sum(tl.where(of_row, z, 0.0), axis=1)  # all but one are 0
         b_row += ADAPTERS * b_stride
-    return y
+    columns = first + tl.arange(0, BLOCK_N)
+    return tl.where(has_one & (_linear(columns, end_0, end_1) == linear)[None, :], found, y)
 
 
 @triton.jit
@@ -479,6 +502,15 @@ def _sum_kernel(partial_ptr, da_ptr, chunks, size, BLOCK: tl.constexpr):
         da += tl.load(partial_ptr + place, mask=place < size)
         partial_ptr += size
     tl.store(da_ptr + place, da, mask=place < size)
+
+
+@cache
+def _overlaps() -> bool:
+    """Whether a kernel can begin before the one in front of it has ended, as from Hopper on."""
+    if INTERPRETED:
+        return False
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and int(target.arch) >= 90
 
 
 def _block_r(rank: int, dtype: torch.dtype) -> int:

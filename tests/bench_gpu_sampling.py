@@ -49,7 +49,7 @@ def compare_on_gpu(
         bound = read_bytes(model, 1, n, length, new) / bandwidth
         for name, own in zip(("minitinker", "generate", "generate, merged"), seconds, strict=True):
             rows.append(row(f"{n} x {new}, {name}", own, seconds[0], tokens=n * new, bound=bound))
-            print(f"{rows[-1]['what']}: {own:.3f} s", flush=True)
+            tell(rows[-1:])
     n = SMALL["rows"] if small else ADAPTERS
     if small or "adapters" in works:
         asked = prompts(n), [new] * n
@@ -57,6 +57,7 @@ def compare_on_gpu(
         rows.append(row(f"{n} rows, {n} adapters", all_, all_, tokens=n * new, floor=FLOORS["adapters"]))
         rows.append(row(f"{n} rows, 1 adapter", one, all_, tokens=n * new))
         rows[-2]["ratio"] = one / all_
+        tell(rows[-2:])
     if small or "group" in works:
 
         def fresh(samples: int) -> float:
@@ -66,7 +67,14 @@ def compare_on_gpu(
         rows.append(row("16 samples of 512 tokens", group, group, floor=FLOORS["group"]))
         rows.append(row("1 sample of 512 tokens", single, group))
         rows[-2]["ratio"] = single / group
+        tell(rows[-2:])
     return rows
+
+
+def tell(rows: list[dict[str, Any]]) -> None:
+    """Of a long run at once, what is there already."""
+    for one in rows:
+        print(f"{one['what']}: {one['seconds']:.3f} s", flush=True)
 
 
 def row(
