@@ -14,7 +14,7 @@ product    y  = x W^T + xa B^T + bias      dx = dy W + u A       both products i
 gradient   dB = dy^T xa                    dA = u^T x            chunks of tokens first, then their sum
 
 The product needs xa only after x W^T, so from Hopper on it begins beside narrow and waits for it there (programmatic
-dependent launch). When decoding, narrow is a few programs that take as long as the product.
+dependent launch). When decoding, narrow is a few programs that take nearly as long as the product.
 
 Rows of many adapters stand in one tile in any order. For them the product adds xa B^T of one adapter after the other
 to all rows, and takes from each sum the rows that have that adapter.
@@ -54,7 +54,7 @@ _TILE_OF_MANY = {
     torch.float64: (64, 64, 16, 4, 3),
 }
 _TILE_OF_SOME = _TILE_OF_MANY | {torch.bfloat16: (64, 64, 128, 4, 3)}
-# Of two results at once, which many rows of many adapters need, no larger one fits the registers.
+# Of several results at once, which many rows of many adapters need, no larger one fits the registers.
 _TILE_OF_MIXED = _TILE_OF_MANY | {torch.bfloat16: (128, 128, 64, 8, 4)}
 _EACH = 128  # columns of xa B^T formed at once, of as many adapters as have room
 _MOST_RANK = {torch.bfloat16: 128, torch.float32: 64, torch.float64: 64}  # columns of a tile over rank
@@ -223,7 +223,7 @@ def _product(
     block_m, block_n, block_k, warps, stages = tiles[x.dtype]
     y = torch.empty((tokens, d_out), dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(tokens, block_m) * triton.cdiv(d_out, block_n),)
-    overlaps = xa is not None and _overlaps()
+    overlaps = b is not None and b.numel() > 0 and _overlaps()  # of nothing there is no narrow
     _product_kernel[grid](
         x,
         w,
@@ -311,7 +311,7 @@ def _product_kernel(
 
     if xa_ptr is not None:
         if OVERLAPS:
-            tl.extra.cuda.gdc_wait()  # for narrow, to which all that was read so far was there already
+            tl.extra.cuda.gdc_wait()  # for narrow; what was read so far was there before narrow began
         # Without tensor cores numbers are added one by one, so the adapter's begin at 0 and not where W's ended: each
         # sum loses less the shorter it is.
         of_w = y
@@ -403,7 +403,7 @@ def _expansion_of_each(
             z = _expansion(y_each, xa_row, b_row, has_one, there, rank, b_stride_rank, BLOCK_R, SUM)
         of_row = (adapter[:, None] == i + tl.arange(0, ADAPTERS)[None, :])[:, :, None]
         z = tl.reshape(z, (BLOCK_M, ADAPTERS, BLOCK_N))
-        found += tl.sum(tl.where(of_row, z, 0.0), axis=1)  # all but one are 0
+        found += tl.sum(tl.where(of_row, z, 0.0), axis=1)  # at most one is not 0
         b_row += ADAPTERS * b_stride
     columns = first + tl.arange(0, BLOCK_N)
     return tl.where(has_one & (_linear(columns, end_0, end_1) == linear)[None, :], found, y)

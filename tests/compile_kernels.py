@@ -9,9 +9,9 @@ it isn't an array that the kernel needs), shared memory, and what its dots becam
 (the instruction of older chips), or fma (no tensor core, right for float32 and float64).
 
 The exit status is 1 if something doesn't compile, needs more shared memory than `kernels.place` asks of a device or
-has a grid that CUDA refuses, or if there is a kernel that no case here launches in float32 and bfloat16. float64 is
-for gradient checks: what fails there is told, but is no error. --only: names in `CASES` below. --quick leaves out
-most shapes.
+has a grid that CUDA refuses, if a kernel that may begin before the one in front has ended does not wait for it, or if
+there is a kernel that no case here launches in float32 and bfloat16. float64 is for gradient checks: what fails there
+is told, but is no error. --only: names in `CASES` below. --quick leaves out most shapes.
 
 To run with another Triton, use the Python of another environment:
     pip install torch numpy && pip install --no-deps "triton==3.6.*" && pip install -e .
@@ -115,6 +115,11 @@ def note(jit: JITFunction, compiled: Any, arguments: dict[str, Any]) -> None:
     metadata = compiled.metadata
     constants = {p.name: arguments[p.name] for p in jit.params if p.is_constexpr}
     constants |= {"warps": metadata.num_warps, "stages": metadata.num_stages}
+    waits = compiled.asm["ptx"].count("griddepcontrol.wait")
+    if waits != metadata.launch_pdl:
+        raise ValueError(
+            f"{name_of(jit)} waits {waits} times for the one before, launch_pdl={metadata.launch_pdl}"
+        )
     label = " ".join(f"{name}={value}" for name, value in constants.items())
     line = lines.setdefault((name_of(jit), current_dtype, label), Line())
     registers, stack = resources(compiled.asm["cubin"])

@@ -58,7 +58,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "none")
 @pytest.mark.parametrize("name", MADE)
 def test_dicts_and_json_are_those_of_the_library(name, options):
     ours, their = MADE[name](types), MADE[name](theirs)
