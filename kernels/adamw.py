@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .array import sum_dtype
+from .array import cdiv, sum_dtype
 
 TILE, WARPS = 1024, 4  # numbers at once, of a program of so many warps
 CHUNK = 65_536  # numbers of the gradient that one program adds up
@@ -21,7 +21,7 @@ CHUNK = 65_536  # numbers of the gradient that one program adds up
 
 def global_norm(grad: torch.Tensor) -> float:
     """The Euclidean norm of all elements; grad: (n,). Summed in float64."""
-    chunks = triton.cdiv(len(grad), CHUNK)
+    chunks = cdiv(len(grad), CHUNK)
     partial = torch.empty(chunks, dtype=torch.float64, device=grad.device)
     total = torch.empty((), dtype=torch.float64, device=grad.device)
     _square_kernel[(chunks,)](grad.contiguous(), partial, len(grad), CHUNK, TILE, num_warps=8)
@@ -85,7 +85,7 @@ def adamw_(
     if param.is_cuda:  # from pinned memory, which nobody waits for
         scalars = scalars.pin_memory().to(param.device, non_blocking=True)
     n = len(param)
-    _step_kernel[(triton.cdiv(n, TILE),)](
+    _step_kernel[(cdiv(n, TILE),)](
         param, grad.contiguous(), m, v, copy, scalars, n, sum_dtype(param), TILE, num_warps=WARPS
     )
 

@@ -81,6 +81,16 @@ def by_tokens(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
+def cdiv(n: int, size: int) -> int:
+    """In how many pieces of a size n numbers come. Triton's own takes microseconds a call."""
+    return -(-n // size)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of 2 that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
 def sum_dtype(x: torch.Tensor) -> tl.dtype:
     """The dtype in which a kernel forms its sums over numbers of x: float64 for float64, else float32."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from .array import array, by_tokens, sum_dtype
+from .array import array, by_tokens, next_power_of_2, sum_dtype
 
 Index = NDArray[np.int64]
 
@@ -343,7 +343,7 @@ def _constants(q: torch.Tensor, k: torch.Tensor, scale: float, kernel: int) -> d
         "SCALE": float(scale),
         "GROUP": q.shape[1] // k.shape[1],
         "HEAD_DIM": head_dim,
-        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
+        "BLOCK_D": max(16, next_power_of_2(head_dim)),
         "BLOCK_M": ROWS,
         "BLOCK_N": keys,
         "SUM": sum_dtype(q),

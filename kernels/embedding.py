@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .array import cdiv, next_power_of_2
+
 TILE = 1024  # numbers of a row at once
 
 
@@ -12,8 +14,8 @@ def embedding(tokens: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     tokens, w = tokens.contiguous(), w.contiguous()
     d = w.shape[1]
     x = torch.empty((len(tokens), d), dtype=w.dtype, device=w.device)
-    tile = min(triton.next_power_of_2(d), TILE)
-    _forward_kernel[(len(tokens), triton.cdiv(d, tile))](tokens, w, x, d, tile)
+    tile = min(next_power_of_2(d), TILE)
+    _forward_kernel[(len(tokens), cdiv(d, tile))](tokens, w, x, d, tile)
     return x
 
 

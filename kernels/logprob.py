@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .array import sum_dtype
+from .array import cdiv, next_power_of_2, sum_dtype
 
 TILE = 4096  # logits of a row at once: two accesses of 16 bytes a thread in bfloat16
 TARGETS = 256  # log-probabilities at once, of as many rows as that takes
@@ -25,7 +25,7 @@ def logprob_forward(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.
     logits, targets = logits.contiguous(), targets.contiguous()
     top, total = _log_sum_exp(logits)
     y = torch.empty(targets.shape, dtype=top.dtype, device=logits.device)
-    _forward_kernel[(triton.cdiv(y.numel(), TARGETS),)](
+    _forward_kernel[(cdiv(y.numel(), TARGETS),)](
         logits,
         targets,
         top,
@@ -65,7 +65,7 @@ def logprob_backward(dy: torch.Tensor, saved: Any) -> torch.Tensor:
     tokens, vocab = logits.shape
     dlogits = torch.empty_like(logits)
     tile = _tile(vocab)
-    _backward_kernel[(tokens, triton.cdiv(vocab, tile))](
+    _backward_kernel[(tokens, cdiv(vocab, tile))](
         dy.contiguous(), logits, targets, top, total, dlogits, vocab, targets.shape[1], sum_dtype(logits), tile,
         num_warps=8,
     )  # fmt: skip
@@ -119,4 +119,4 @@ def _row_kernel(z_ptr, top_ptr, total_ptr, vocab, SUM: tl.constexpr, TILE: tl.co
 
 
 def _tile(vocab: int) -> int:
-    return min(int(triton.next_power_of_2(vocab)), TILE)
+    return min(next_power_of_2(vocab), TILE)

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from triton.runtime.driver import driver
 
-from .array import INTERPRETED, array, sum_dtype
+from .array import INTERPRETED, array, cdiv, next_power_of_2, sum_dtype
 
 # The order of every sum: over d_in, d_out, rank and tokens in blocks of this many numbers, by dtype alone.
 _BLOCK_K = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 16}
@@ -134,7 +134,7 @@ def _narrow(
     block_r = _block_r(rank, x.dtype)
     if tokens <= _FEW_ROWS:
         block_r = min(block_r, _FEW_OF_RANK if adapter is None else 2 * _FEW_OF_RANK)
-    grid = (triton.cdiv(tokens, 64), triton.cdiv(rank, block_r), 1 if adapter is None else adapters)
+    grid = (cdiv(tokens, 64), cdiv(rank, block_r), 1 if adapter is None else adapters)
     _narrow_kernel[grid](
         x,
         a,
@@ -222,7 +222,7 @@ def _product(
         tiles = _TILE_OF_MANY if adapter is None else _TILE_OF_MIXED
     block_m, block_n, block_k, warps, stages = tiles[x.dtype]
     y = torch.empty((tokens, d_out), dtype=x.dtype, device=x.device)
-    grid = (triton.cdiv(tokens, block_m) * triton.cdiv(d_out, block_n),)
+    grid = (cdiv(tokens, block_m) * cdiv(d_out, block_n),)
     overlaps = b is not None and b.numel() > 0 and _overlaps()  # of nothing there is no narrow
     _product_kernel[grid](
         x,
@@ -430,9 +430,9 @@ def _gradient(u: torch.Tensor, x: torch.Tensor, adapter: torch.Tensor | None, da
     step = _CHUNK * max(1, _PARTIAL_BYTES // (size * da.element_size()))
     for start in range(0, tokens, step):
         some = slice(start, min(start + step, tokens))
-        chunks = triton.cdiv(some.stop - start, _CHUNK)
+        chunks = cdiv(some.stop - start, _CHUNK)
         partial = torch.empty((chunks, size), dtype=da.dtype, device=da.device)
-        _partial_kernel[(triton.cdiv(d_in, 128) * triton.cdiv(rank, block_r), chunks, adapters)](
+        _partial_kernel[(cdiv(d_in, 128) * cdiv(rank, block_r), chunks, adapters)](
             u[some],
             x[some],
             None if adapter is None else adapter[some],
@@ -449,7 +449,7 @@ def _gradient(u: torch.Tensor, x: torch.Tensor, adapter: torch.Tensor | None, da
             SUM=sum_dtype(x),
             num_stages=4,
         )
-        _sum_kernel[(triton.cdiv(size, 1024),)](partial, da, chunks, size, BLOCK=1024)
+        _sum_kernel[(cdiv(size, 1024),)](partial, da, chunks, size, BLOCK=1024)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -515,7 +515,7 @@ def _overlaps() -> bool:
 
 def _block_r(rank: int, dtype: torch.dtype) -> int:
     """Columns of a tile over rank: a power of 2, at least what a dot takes, at most what registers hold."""
-    return min(_MOST_RANK[dtype], max(16, int(triton.next_power_of_2(rank))))
+    return min(_MOST_RANK[dtype], max(16, next_power_of_2(rank)))
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:

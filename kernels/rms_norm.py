@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .array import by_tokens, sum_dtype
+from .array import by_tokens, cdiv, next_power_of_2, sum_dtype
 
 WIDEST = 16_384  # a row that a program can hold in its registers
 
@@ -112,8 +112,8 @@ def _backward_kernel(
 def _tiles(rows: int, d: int) -> tuple[tuple[int], dict[str, int]]:
     """The grid, and the tile: whole rows, in all about 2048 numbers or one row. Only d decides over it, since
     the tile decides in which order a row is summed."""
-    block_d = triton.next_power_of_2(d)
+    block_d = next_power_of_2(d)
     block_rows = max(1, 2048 // block_d)
     warps = min(16, max(4, block_d // 512))  # 16 numbers a thread: two accesses of 16 bytes in bfloat16
     tiles = {"D": d, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, "num_warps": warps}
-    return (triton.cdiv(rows, block_rows),), tiles
+    return (cdiv(rows, block_rows),), tiles

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .array import by_tokens, sum_dtype
+from .array import by_tokens, cdiv, next_power_of_2, sum_dtype
 
 BLOCK_ANGLES = 512  # entries of the table per program
 BLOCK_PAIRS = 1024  # pairs per program, of whole heads: no sum is formed, so any number gives the same bits
@@ -25,7 +25,7 @@ def rope_table(positions: torch.Tensor, frequencies: torch.Tensor) -> tuple[torc
     tokens, half = len(positions), len(frequencies)
     cos = torch.empty((tokens, 2 * half), dtype=torch.float32, device=positions.device)
     sin = torch.empty_like(cos)
-    grid = (triton.cdiv(tokens * half, BLOCK_ANGLES),)
+    grid = (cdiv(tokens * half, BLOCK_ANGLES),)
     positions, frequencies = positions.contiguous(), frequencies.contiguous()
     _table_kernel[grid](positions, frequencies, cos, sin, tokens * half, half, BLOCK=BLOCK_ANGLES)
     return cos, sin
@@ -60,9 +60,9 @@ def rope_backward(dy: torch.Tensor, saved: Any) -> torch.Tensor:
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
     x, (tokens, heads, head_dim) = by_tokens(x), x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    block_half = triton.next_power_of_2(head_dim // 2)
+    block_half = next_power_of_2(head_dim // 2)
     block_rows = max(1, BLOCK_PAIRS // block_half)
-    grid = (triton.cdiv(tokens * heads, block_rows),)
+    grid = (cdiv(tokens * heads, block_rows),)
     tiles = {"HALF": head_dim // 2, "BLOCK_ROWS": block_rows, "BLOCK_HALF": block_half}
     _turn_kernel[grid](
         x, cos, sin, y, tokens * heads, heads, x.stride(0), SIGN=sign, SUM=sum_dtype(x), **tiles

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .array import sum_dtype
+from .array import cdiv, next_power_of_2, sum_dtype
 from .logprob import _log_sum_exp, _logprob
 
 TILE_BYTES = 8192  # of logits of a row at once: an access of 16 bytes for each of the 512 threads
@@ -42,7 +42,7 @@ def sample(
     top, total = _log_sum_exp(logits)
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     tile = _tile(logits)
-    tiles = triton.next_power_of_2(triton.cdiv(vocab, tile))
+    tiles = next_power_of_2(cdiv(vocab, tile))
     _forward_kernel[(rows,)](
         logits, top, *settings, tokens, vocab, sum_dtype(logits), tile, tiles, num_warps=16
     )
@@ -217,4 +217,4 @@ def _key(distance):
 
 def _tile(logits: torch.Tensor) -> int:
     """Logits of a row at once."""
-    return min(int(triton.next_power_of_2(logits.shape[1])), TILE_BYTES // logits.element_size())
+    return min(next_power_of_2(logits.shape[1]), TILE_BYTES // logits.element_size())

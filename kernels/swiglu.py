@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .array import sum_dtype
+from .array import cdiv, sum_dtype
 
 BLOCK = 1024  # numbers per program: no sum is formed, so any number gives the same bits
 
@@ -25,7 +25,7 @@ def swiglu_forward(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, 
         gate, up = gate.contiguous(), up.contiguous()
     tokens, d_ffn = gate.shape
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    _forward_kernel[tokens, triton.cdiv(d_ffn, BLOCK)](
+    _forward_kernel[tokens, cdiv(d_ffn, BLOCK)](
         gate, up, y, d_ffn, gate.stride(0), BLOCK=BLOCK, **_dtypes(gate)
     )
     return y, (gate, up)
@@ -45,7 +45,7 @@ def swiglu_backward(dy: torch.Tensor, saved: Any) -> tuple[torch.Tensor, torch.T
     """dy: (tokens, d_ffn) -> dgate, dup: like dy."""
     gate, up = (x.contiguous() for x in saved)
     dgate, dup, n = torch.empty_like(gate), torch.empty_like(up), gate.numel()
-    grid = (triton.cdiv(n, BLOCK),)
+    grid = (cdiv(n, BLOCK),)
     _backward_kernel[grid](dy.contiguous(), gate, up, dgate, dup, n, BLOCK=BLOCK, **_dtypes(gate))
     return dgate, dup
 
