@@ -107,6 +107,27 @@ def test_jobs_and_samplers_take_turns(monkeypatch, turn, expected):
     assert log == expected
 
 
+def test_what_is_asked_together_after_a_pause_is_in_one_step(monkeypatch):
+    clock, go_on, log = [0.0], threading.Event(), []
+    monkeypatch.setattr(worker_module, "LOOK_UP", 30)
+    monkeypatch.setattr(worker_module.time, "monotonic", lambda: clock[0])
+    worker, sampler = Worker(), CountingSampler(0, log)
+    worker.submit(lambda: worker.add_sampler(sampler)).result(timeout=10)
+    time.sleep(0.1)  # now it waits for the next one, and looks at the clock no more
+    clock[0] = 60.0
+
+    def ask():
+        go_on.wait()
+        sampler.left = 2
+        log.append("ask")
+
+    asked = [worker.submit(ask), worker.submit(ask)]
+    go_on.set()
+    wait(asked)
+    worker.close(finish=True)
+    assert log == ["ask", "ask", "step", "step"]
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
