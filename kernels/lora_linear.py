@@ -329,10 +329,11 @@ def _product_kernel(
                 if adapter_ptr is None:
                     y = _expansion(y, xa_own, b_row, row_mask, own, rank, b_stride_rank, BLOCK_R, SUM)
                 else:
-                    y = _expansion_of_each(
+                    each = _expansion_of_each(
                         y, xa_own, b_ptr, adapter, i, first, d_out, rank, end_0, end_1,
                         b_stride, b_stride_out, b_stride_rank, BLOCK_M, BLOCK_N, BLOCK_R, ADAPTERS, ONE_TILE, SUM,
                     )  # fmt: skip
+                    y = tl.where((adapter >= 0)[:, None] & own, each, y)
 
         if APART:
             y += of_w
@@ -379,7 +380,8 @@ def _expansion_of_each(
     ONE_TILE: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """y + xa B^T of each row's adapter, (rows,), in the columns of a linear; first: the tile's first."""
+    """y + xa B^T of each row's adapter, (rows,), in the columns of a linear, for rows that have one; first: the tile's
+    first."""
     has_one = (adapter >= 0)[:, None]
     lowest, highest = tl.min(tl.where(adapter < 0, 1 << 30, adapter), axis=0), tl.max(adapter, axis=0)
     # The columns of some adapters, one's beside the other's.
@@ -405,8 +407,7 @@ def _expansion_of_each(
         z = tl.reshape(z, (BLOCK_M, ADAPTERS, BLOCK_N))
         found += tl.sum(tl.where(of_row, z, 0.0), axis=1)  # at most one is not 0
         b_row += ADAPTERS * b_stride
-    columns = first + tl.arange(0, BLOCK_N)
-    return tl.where(has_one & (_linear(columns, end_0, end_1) == linear)[None, :], found, y)
+    return found
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .array import DEVICE, INTERPRETED, array
+from .array import DEVICE, INTERPRETED, array, cdiv
 
 SETS = 8  # of objects on which launches depend, with which these are kept
 ALIGNMENT = 16  # bytes: where Triton knows a pointer to be a multiple of so many, it loads as many at once
@@ -69,7 +69,7 @@ class Replays:
 def round_number(rows: int) -> int:
     """The next number of rows for which there is a graph: at most a half more, and above 4 two in each doubling."""
     step = 1 << max(0, rows.bit_length() - 2)
-    return -(-rows // step) * step
+    return cdiv(rows, step) * step
 
 
 def _are(then: list[ref[Any]], now: Sequence[Any]) -> bool:
@@ -97,7 +97,7 @@ class _Graph:
 def _record(
     function: Callable[..., Sequence[torch.Tensor]], inputs: Sequence[NDArray[Any]], device: str, pool: Any
 ) -> _Graph:
-    sizes = [-(-x.nbytes // ALIGNMENT) * ALIGNMENT for x in inputs]
+    sizes = [cdiv(x.nbytes, ALIGNMENT) * ALIGNMENT for x in inputs]
     places = [sum(sizes[:i]) for i in range(len(sizes))]
     bytes_ = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
     arrays = [

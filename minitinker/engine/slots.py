@@ -6,7 +6,7 @@ from typing import Any
 from weakref import ref
 
 from minitinker.engine.trainer import Snapshot
-from minitinker.model.adapter import views
+from minitinker.model.adapter import AdapterSpec, views
 from minitinker.model.fused import joined, rows_of
 from minitinker.model.transformer import Network
 
@@ -32,7 +32,7 @@ class Form:
     @property
     def numbers(self) -> int:
         """In A and B of all of them, about."""
-        return self.count * self.rank * sum(d_out + d_in for d_out, d_in in self.shapes.values())
+        return self.count * AdapterSpec(self.rank, dict(self.shapes)).size
 
     def with_these(self, snapshots: list[Snapshot]) -> "Form":
         """One that takes these adapters, too."""

@@ -83,17 +83,15 @@ class Worker:
 
     def _run(self) -> None:
         while not self._dropping and not (self._closed and self._jobs.empty() and not self._busy()):
-            turn, idle = time.monotonic() + TURN, not self._busy()
-            while (job := self._next(idle)) is not None:
-                if idle:  # nobody waited for a step so far
-                    turn = time.monotonic() + TURN
+            job = self._next(wait=not self._busy())
+            turn = time.monotonic() + TURN
+            while job is not None:
                 for sampler in self._samplers:
                     sampler.rest()
                 _run_job(*job, self._explain)
-                del job  # it may hold the last reference to the client whose end closes this worker
-                if self._dropping or time.monotonic() > turn:
-                    break
-                idle = not self._busy()
+                job = None  # it may hold the last reference to the client whose end closes this worker
+                if not self._dropping and time.monotonic() <= turn:
+                    job = self._next(wait=False)
             if not self._dropping:
                 busy = self._busy()
                 for sampler in busy:
@@ -103,10 +101,10 @@ class Worker:
             self._close_with_program()
         self._drop()
 
-    def _next(self, idle: bool) -> tuple[Callable[[], Any], "Future[Any]"] | None:
-        """The next job, if need be waited for where there is nothing to sample; None after a while without any."""
+    def _next(self, wait: bool) -> tuple[Callable[[], Any], "Future[Any]"] | None:
+        """The next job, if need be waited for; None where there is none, after a while."""
         with suppress(Empty):
-            return self._jobs.get(block=idle, timeout=LOOK_UP)
+            return self._jobs.get(block=wait, timeout=LOOK_UP)
         return None
 
     def _drop(self) -> None:

@@ -5,6 +5,7 @@ moments have the same layout, so that one call steps everything.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from reprlib import repr as shortened
 
 import numpy as np
@@ -35,7 +36,7 @@ class AdapterSpec:
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    @property
+    @cached_property  # a sampler asks in every step
     def size(self) -> int:
         """Numbers in all A and B."""
         return sum(self.rank * (d_out + d_in) for d_out, d_in in self.shapes.values())
