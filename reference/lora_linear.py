@@ -25,6 +25,7 @@ other rows: products.py.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -143,15 +144,16 @@ class _Rows:
     """Which rows have which adapter. each: (adapter, its rows), for those that have rows. alone: whether adapter 0 has
     all; then these are a slice.
 
-    table: (adapters, most) the rows of each from the first one that has any to the last, some other row where there
-    are fewer; listed: the rows of adapter 0, of 1, ...; places: where in the table these are; slices where that is all
-    in order. table None: it would be mostly padding.
+    shape: (adapters, most) of a table of the rows of each, from the first adapter that has any to the last; None: it
+    would be mostly padding. table: its rows one after the other, some other row where an adapter has fewer; listed: the
+    rows of adapter 0, of 1, ...; places: where in the table these are; slices where that is all in order.
     """
 
     each: list[tuple[int, slice | Index]]
     alone: bool
     first: int
-    table: Index | None
+    shape: tuple[int, int] | None
+    table: slice | Index
     listed: slice | Index
     places: slice | Index
 
@@ -163,7 +165,7 @@ def _rows(adapter: bytes, least: int) -> _Rows:
     index = np.frombuffer(adapter, np.int64)
     listed = np.argsort(index, kind="stable")[(index < 0).sum() :]
     if len(index) > 0 and not index.any():
-        return _Rows([(0, slice(None))], True, 0, None, listed, listed)
+        return _Rows([(0, slice(None))], True, 0, None, listed, listed, listed)
     first = int(index[listed[0]]) if listed.size > 0 else 0
     counts = np.bincount(index[listed] - first)
     ends = np.cumsum(counts)
@@ -172,10 +174,11 @@ def _rows(adapter: bytes, least: int) -> _Rows:
     ]
     nth = np.arange(max(least, counts.max(initial=0)))  # the nth row of an adapter
     if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
-        return _Rows(each, False, first, None, listed, listed)
-    table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)]
+        return _Rows(each, False, first, None, listed, listed, listed)
+    table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)].ravel()
     places = np.flatnonzero(nth < counts[:, None])
-    return _Rows(each, False, first, table, _as_slice(listed, len(index)), _as_slice(places, table.size))
+    orders = [(table, len(index)), (listed, len(index)), (places, table.size)]
+    return _Rows(each, False, first, (counts.size, nth.size), *(_as_slice(*order) for order in orders))
 
 
 def _as_slice(index: Index, size: int) -> slice | Index:
@@ -194,32 +197,23 @@ def _add_adapted(
     parts: Sequence[int] | None,
 ) -> None:
     """y += s x A^T B^T, each row with its adapter's."""
-    times, rank, ends = times_exactly if exact else np.matmul, b.shape[2], np.cumsum(parts or [y.shape[1]])
-    # Of each linear its columns of y, and its columns of x A^T.
-    linears = [
-        (slice(first, end), slice(i * rank, (i + 1) * rank))
-        for i, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
-    ]
+    times, of_each = times_exactly if exact else np.matmul, parts or [y.shape[1]]
     # Two rows of an adapter at least for exactness: BLAS has another function for a single one.
     index = np.zeros(len(x), np.int64) if adapter is None else adapter
     rows = _rows(index.tobytes(), 2 if exact else 1)
     if rows.alone:
         narrow = _scaled(times(x, a[0].T), scale[0])
-        for part, ranks in linears:
-            y[:, part] += _widened(narrow[:, ranks], b[0, part].T, times)
-    elif rows.table is None:
+        y += _widened(narrow, b[0], of_each, times)
+    elif rows.shape is None:
         for i, own in rows.each:
             narrow = _scaled(times(x[own], a[i].T), scale[i])
-            for part, ranks in linears:
-                y[own, part] += _widened(narrow[:, ranks], b[i, part].T, times)
+            y[own] += _widened(narrow, b[i], of_each, times)
     else:
-        used = slice(rows.first, rows.first + len(rows.table))
+        used = slice(rows.first, rows.first + rows.shape[0])
         # (adapters, most, linears * rank)
-        narrow = times(x.take(rows.table, axis=0), a[used].swapaxes(-1, -2))
-        narrow *= scale[used, None, None]
-        for part, ranks in linears:
-            wide = _widened(narrow[..., ranks], b[used, part].swapaxes(-1, -2), times)
-            y[rows.listed, part] += wide.reshape(-1, wide.shape[-1])[rows.places]
+        narrow = times(x[rows.table].reshape(*rows.shape, -1), a[used].swapaxes(-1, -2))
+        wide = _widened(_scaled(narrow, scale[used, None, None]), b[used], of_each, times)
+        y[rows.listed] += wide.reshape(-1, y.shape[1])[rows.places]
 
 
 def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:
@@ -227,12 +221,20 @@ def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> A
     return times(x, w.T) if w.ndim == 2 else times_panels(x, w)
 
 
-def _widened(xa: Array, bt: Array, times: Callable[[Array, Array], Array]) -> Array:
-    """x A^T B^T: xa: (..., rows, rank), bt: (..., rank, d_out). The sum over a high rank goes in tiles: BLAS cuts it
-    by its length, which is that of the highest rank in the batch, filled up with zeros."""
-    tiles = [slice(first, first + RANK_TILE) for first in range(0, xa.shape[-1], RANK_TILE)]
-    return reduce(np.add, [times(xa[..., tile], bt[..., tile, :]) for tile in tiles])
+def _widened(xa: Array, b: Array, parts: Sequence[int], times: Callable[[Array, Array], Array]) -> Array:
+    """x A^T B^T of linears that stand below each other, in one product of blocks of columns: xa: (..., rows, linears *
+    rank), b: (..., d_out, rank) -> (..., rows, d_out). The sum over a high rank goes in tiles: BLAS cuts it by its
+    length, which is that of the highest rank in the batch, filled up with zeros."""
+    (*more, rows, _), rank, block = xa.shape, b.shape[-1], gcd(*parts)
+    own = xa.reshape(*more, rows, len(parts), rank)
+    if len(parts) * block < sum(parts):
+        own = own.repeat([d_out // block for d_out in parts], axis=-2)
+    own = own.swapaxes(-2, -3)  # (..., blocks, rows, rank)
+    bt = b.reshape(*more, -1, block, rank).swapaxes(-1, -2)
+    tiles = [slice(first, first + RANK_TILE) for first in range(0, rank, RANK_TILE)]
+    wide = reduce(np.add, [times(own[..., tile], bt[..., tile, :]) for tile in tiles])
+    return wide.swapaxes(-2, -3).reshape(*more, rows, -1)
 
 
 def _scaled(x: Array, factor: Any) -> Array:
-    return x if factor == 1 else x * factor
+    return x if (factor == 1).all() else x * factor
