@@ -25,7 +25,7 @@ other rows: products.py.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from math import gcd
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -145,8 +145,9 @@ class _Rows:
     all; then these are a slice.
 
     shape: (adapters, most) of a table of the rows of each, from the first adapter that has any to the last; None: it
-    would be mostly padding. table: its rows one after the other, some other row where an adapter has fewer; listed: the
-    rows of adapter 0, of 1, ...; places: where in the table these are; slices where that is all in order.
+    would be mostly padding, and nothing below counts. table: its rows one after the other, some other row where an
+    adapter has fewer; listed: the rows of adapter 0, of 1, ...; places: where in the table these are; slices where that
+    is all in order.
     """
 
     each: list[tuple[int, slice | Index]]
@@ -160,8 +161,8 @@ class _Rows:
 
 @lru_cache(maxsize=8)
 def _rows(adapter: bytes, least: int) -> _Rows:
-    """Of the index as bytes, since the layers of a pass ask one after the other with the same. least: rows of the
-    table."""
+    """Of the index as bytes, since the layers of a pass ask one after the other with the same. least: rows of each
+    adapter in the table."""
     index = np.frombuffer(adapter, np.int64)
     listed = np.argsort(index, kind="stable")[(index < 0).sum() :]
     if len(index) > 0 and not index.any():
@@ -197,23 +198,33 @@ def _add_adapted(
     parts: Sequence[int] | None,
 ) -> None:
     """y += s x A^T B^T, each row with its adapter's."""
-    times, of_each = times_exactly if exact else np.matmul, parts or [y.shape[1]]
+    times, rank = times_exactly if exact else np.matmul, b.shape[2]
+    # Of each linear its columns of y, and its columns of x A^T.
+    linears = [
+        (slice(*ends), slice(i * rank, (i + 1) * rank))
+        for i, ends in enumerate(pairwise([0, *accumulate(parts or [y.shape[1]])]))
+    ]
     # Two rows of an adapter at least for exactness: BLAS has another function for a single one.
     index = np.zeros(len(x), np.int64) if adapter is None else adapter
     rows = _rows(index.tobytes(), 2 if exact else 1)
     if rows.alone:
         narrow = _scaled(times(x, a[0].T), scale[0])
-        y += _widened(narrow, b[0], of_each, times)
+        for part, ranks in linears:
+            y[:, part] += _widened(narrow[:, ranks], b[0, part].T, times)
     elif rows.shape is None:
         for i, own in rows.each:
             narrow = _scaled(times(x[own], a[i].T), scale[i])
-            y[own] += _widened(narrow, b[i], of_each, times)
+            for part, ranks in linears:
+                y[own, part] += _widened(narrow[:, ranks], b[i, part].T, times)
     else:
         used = slice(rows.first, rows.first + rows.shape[0])
         # (adapters, most, linears * rank)
         narrow = times(x[rows.table].reshape(*rows.shape, -1), a[used].swapaxes(-1, -2))
-        wide = _widened(_scaled(narrow, scale[used, None, None]), b[used], of_each, times)
-        y[rows.listed] += wide.reshape(-1, y.shape[1])[rows.places]
+        if (scale[used] != 1).any():
+            narrow *= scale[used, None, None]
+        for part, ranks in linears:
+            wide = _widened(narrow[..., ranks], b[used, part].swapaxes(-1, -2), times)
+            y[rows.listed, part] += wide.reshape(-1, wide.shape[-1])[rows.places]
 
 
 def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:
@@ -221,20 +232,12 @@ def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> A
     return times(x, w.T) if w.ndim == 2 else times_panels(x, w)
 
 
-def _widened(xa: Array, b: Array, parts: Sequence[int], times: Callable[[Array, Array], Array]) -> Array:
-    """x A^T B^T of linears that stand below each other, in one product of blocks of columns: xa: (..., rows, linears *
-    rank), b: (..., d_out, rank) -> (..., rows, d_out). The sum over a high rank goes in tiles: BLAS cuts it by its
-    length, which is that of the highest rank in the batch, filled up with zeros."""
-    (*more, rows, _), rank, block = xa.shape, b.shape[-1], gcd(*parts)
-    own = xa.reshape(*more, rows, len(parts), rank)
-    if len(parts) * block < sum(parts):
-        own = own.repeat([d_out // block for d_out in parts], axis=-2)
-    own = own.swapaxes(-2, -3)  # (..., blocks, rows, rank)
-    bt = b.reshape(*more, -1, block, rank).swapaxes(-1, -2)
-    tiles = [slice(first, first + RANK_TILE) for first in range(0, rank, RANK_TILE)]
-    wide = reduce(np.add, [times(own[..., tile], bt[..., tile, :]) for tile in tiles])
-    return wide.swapaxes(-2, -3).reshape(*more, rows, -1)
+def _widened(xa: Array, bt: Array, times: Callable[[Array, Array], Array]) -> Array:
+    """x A^T B^T: xa: (..., rows, rank), bt: (..., rank, d_out). The sum over a high rank goes in tiles: BLAS cuts it
+    by its length, which is that of the highest rank in the batch, filled up with zeros."""
+    tiles = [slice(first, first + RANK_TILE) for first in range(0, xa.shape[-1], RANK_TILE)]
+    return reduce(np.add, [times(xa[..., tile], bt[..., tile, :]) for tile in tiles])
 
 
 def _scaled(x: Array, factor: Any) -> Array:
-    return x if (factor == 1).all() else x * factor
+    return x if factor == 1 else x * factor

@@ -120,6 +120,15 @@ def test_linears_that_stand_below_each_other_are_those_one_by_one(ops, parts, to
                 np.testing.assert_array_equal(forward(ops, OP, *alone)[0], y[:, own])
 
 
+@given(rank=st.sampled_from([257, 300, 520]), exact=st.booleans(), seed=seeds)
+@settings(max_examples=4)
+def test_a_rank_beyond_one_tile_of_the_sum_is_the_same_layer(ops, rank, exact, seed):
+    arrays = draw(seed, tokens=6, d_in=9, d_out=12, rank=rank, bias=True, adapters=3)
+    adapter = draw_adapter(seed, 6, 3)
+    y, _ = forward(ops, OP, *arrays, adapter, exact)
+    check_close(y, torch_lora(adapter)(*map(torch.tensor, arrays)).numpy())
+
+
 @given(**sizes, seed=seeds)
 def test_without_an_adapter_it_is_a_linear_layer(ops, seed, **shape):
     x, w, bias, *_ = draw(seed, **shape)
