@@ -140,23 +140,27 @@ def _dw_pays(tokens: int, a: Array, b: Array) -> bool:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Which rows have which adapter. each: (adapter, its rows), for those that have rows. alone: whether adapter 0 has
-    all; then these are a slice.
-
-    shape: (adapters, most) of a table of the rows of each, from the first adapter that has any to the last; None: it
-    would be mostly padding, and nothing below counts. table: its rows one after the other, some other row where an
-    adapter has fewer; listed: the rows of adapter 0, of 1, ...; places: where in the table these are; slices where that
-    is all in order.
+class _Table:
+    """The rows of each adapter from the first one that has any to the last, for one batch of products: (adapters,
+    most), which is its shape. rows: in the table, one after the other, some other row where an adapter has fewer;
+    listed: the rows of adapter 0, of 1, ...; places: where in the table these are; slices where that is all in order.
     """
 
-    each: list[tuple[int, slice | Index]]
-    alone: bool
     first: int
-    shape: tuple[int, int] | None
-    table: slice | Index
+    shape: tuple[int, int]
+    rows: slice | Index
     listed: slice | Index
     places: slice | Index
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which rows have which adapter. each: (adapter, its rows), for those that have rows. alone: whether adapter 0 has
+    all; then these are a slice. table: None where it would be mostly padding."""
+
+    each: list[tuple[int, slice | Index]]
+    alone: bool = False
+    table: _Table | None = None
 
 
 @lru_cache(maxsize=8)
@@ -166,7 +170,7 @@ def _rows(adapter: bytes, least: int) -> _Rows:
     index = np.frombuffer(adapter, np.int64)
     listed = np.argsort(index, kind="stable")[(index < 0).sum() :]
     if len(index) > 0 and not index.any():
-        return _Rows([(0, slice(None))], True, 0, None, listed, listed, listed)
+        return _Rows([(0, slice(None))], alone=True)
     first = int(index[listed[0]]) if listed.size > 0 else 0
     counts = np.bincount(index[listed] - first)
     ends = np.cumsum(counts)
@@ -175,11 +179,11 @@ def _rows(adapter: bytes, least: int) -> _Rows:
     ]
     nth = np.arange(max(least, counts.max(initial=0)))  # the nth row of an adapter
     if not 0 < counts.size * nth.size <= MOST_PADDING * listed.size:
-        return _Rows(each, False, first, None, listed, listed, listed)
-    table = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)].ravel()
+        return _Rows(each)
+    rows = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)].ravel()
     places = np.flatnonzero(nth < counts[:, None])
-    orders = [(table, len(index)), (listed, len(index)), (places, table.size)]
-    return _Rows(each, False, first, (counts.size, nth.size), *(_as_slice(*order) for order in orders))
+    orders = [(rows, len(index)), (listed, len(index)), (places, rows.size)]
+    return _Rows(each, table=_Table(first, (counts.size, nth.size), *(_as_slice(*order) for order in orders)))
 
 
 def _as_slice(index: Index, size: int) -> slice | Index:
@@ -211,20 +215,19 @@ def _add_adapted(
         narrow = _scaled(times(x, a[0].T), scale[0])
         for part, ranks in linears:
             y[:, part] += _widened(narrow[:, ranks], b[0, part].T, times)
-    elif rows.shape is None:
+    elif (table := rows.table) is None:
         for i, own in rows.each:
             narrow = _scaled(times(x[own], a[i].T), scale[i])
             for part, ranks in linears:
                 y[own, part] += _widened(narrow[:, ranks], b[i, part].T, times)
     else:
-        used = slice(rows.first, rows.first + rows.shape[0])
+        used = slice(table.first, table.first + table.shape[0])
         # (adapters, most, linears * rank)
-        narrow = times(x[rows.table].reshape(*rows.shape, -1), a[used].swapaxes(-1, -2))
-        if (scale[used] != 1).any():
-            narrow *= scale[used, None, None]
+        narrow = times(x[table.rows].reshape(*table.shape, -1), a[used].swapaxes(-1, -2))
+        narrow = _scaled(narrow, scale[used, None, None])
         for part, ranks in linears:
             wide = _widened(narrow[..., ranks], b[used, part].swapaxes(-1, -2), times)
-            y[rows.listed, part] += wide.reshape(-1, wide.shape[-1])[rows.places]
+            y[table.listed, part] += wide.reshape(-1, wide.shape[-1])[table.places]
 
 
 def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:
@@ -240,4 +243,4 @@ def _widened(xa: Array, bt: Array, times: Callable[[Array, Array], Array]) -> Ar
 
 
 def _scaled(x: Array, factor: Any) -> Array:
-    return x if factor == 1 else x * factor
+    return x if (factor == 1).all() else np.multiply(x, factor, dtype=x.dtype)
