@@ -157,8 +157,7 @@ class Decoder:
     def _note_drawn(self, sequences: list[Sequence], logits: Array, tokens: Array, logprobs: Array) -> None:
         """logits: (sequences, vocab), tokens and logprobs: (sequences,), from `ops.sample`."""
         for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
-            sequence.tokens.append(token)
-            sequence.logprobs.append(logprob)
+            sequence.note_drawn(token, logprob)
         asked = [i for i, sequence in enumerate(sequences) if sequence.request.top_logprobs]
         if asked:
             self._add_likeliest([sequences[i] for i in asked], logits[asked])
@@ -175,9 +174,10 @@ class Decoder:
 
 def _owners(sequences: list[Sequence]) -> tuple[list[Snapshot], Index]:
     """The adapters of the sequences, and which of them is each one's; -1 for the base."""
-    snapshots = distinct([s.request.snapshot for s in sequences])
+    own = [s.request.served.snapshot for s in sequences]
+    snapshots = distinct(own)
     places = {id(snapshot): i for i, snapshot in enumerate(snapshots)}
-    return snapshots, np.array([places.get(id(s.request.snapshot), -1) for s in sequences])
+    return snapshots, np.array([places.get(id(snapshot), -1) for snapshot in own])
 
 
 def _options(sequences: list[Sequence]) -> list[NDArray[Any]]:

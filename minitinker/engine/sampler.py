@@ -27,6 +27,7 @@ from minitinker.futures import settle
 from minitinker.model.transformer import Network
 from minitinker.model.weights import BaseModel
 from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
+from minitinker.types.sampling import StopReason
 
 Array = Any
 
@@ -150,8 +151,9 @@ class Sampler:
         left = self._ops.CHUNK_TOKENS if 1 in missing else self._ops.MICRO_BATCH_TOKENS
         shares = []
         for sequence, tokens in list(zip(self._running, missing, strict=True)):
-            share = 1 if tokens == 1 else min(tokens, left)
-            if share > 0 and self._make_room(sequence, share):
+            share, region = 1 if tokens == 1 else min(tokens, left), sequence.region
+            fits = region is not None and sequence.done + share <= region.rows
+            if share > 0 and (fits or self._make_room(sequence, share)):
                 shares.append((sequence, share))
                 left -= 0 if tokens == 1 else share
         return [(sequence, share) for sequence, share in shares if sequence.region is not None]
@@ -215,8 +217,8 @@ class Sampler:
         for sequence in drawing:
             if math.isnan(sequence.logprobs[-1]):
                 _fail_for_nan(sequence.active)
-            else:
-                self._end_if_over(sequence)
+            elif (reason := sequence.stop_reason) is not None:
+                self._end(sequence, reason)
         self._running = [sequence for sequence in self._running if sequence.region is not None]
 
     def _take_in(self, fed: list[tuple[Sequence, int]]) -> list[Sequence]:
@@ -303,12 +305,9 @@ class Sampler:
 
     # Ends
 
-    def _end_if_over(self, sequence: Sequence) -> None:
-        """Hand the sequence in if this was its last token, and answer the request if it was its last sample."""
+    def _end(self, sequence: Sequence, reason: StopReason) -> None:
+        """Hand the sequence in, and answer the request if it was its last sample."""
         active, request = sequence.active, sequence.request
-        reason = sequence.stop_reason
-        if reason is None:
-            return
         self._samples_so_far += 1
         active.sequences[sequence.sample] = SampledSequence(
             stop_reason=reason,

@@ -29,12 +29,13 @@ class Active:
 
 @dataclass(eq=False)
 class Sequence:
-    """A sample being drawn. done: how many of its tokens, prompt and drawn ones, are in its region."""
+    """A sample being drawn. length: its tokens, prompt and drawn ones; done: how many of these are in its region."""
 
     active: Active
     sample: int
     uniforms: Uniforms
     request: SampleRequest = field(init=False)
+    length: int = field(init=False)
     region: Region | None = None
     done: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -43,15 +44,12 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.request = self.active.request
+        self.length = len(self.request.prompt)
 
     @property
     def age(self) -> tuple[int, int]:
         """What the order goes by in which sequences are served."""
         return self.active.number, self.sample
-
-    @property
-    def length(self) -> int:
-        return len(self.request.prompt) + len(self.tokens)
 
     def text(self, start: int, end: int) -> Index:
         """Its tokens from one place to another."""
@@ -79,6 +77,13 @@ class Sequence:
         self.done += share
         region = self.region
         if region is not None:
-            region.pure = region.pure and region.is_of(self.request.snapshot)
+            region.pure = region.pure and region.is_of(self.request.served.snapshot)
             region.exact = region.exact and exact
-            region.done = min(self.done, len(region.text))
+            if region.done < len(region.text):
+                region.done = min(self.done, len(region.text))
+
+    def note_drawn(self, token: int, logprob: float) -> None:
+        """This is its next token."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.length += 1

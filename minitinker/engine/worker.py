@@ -103,6 +103,8 @@ class Worker:
 
     def _next(self, wait: bool) -> tuple[Callable[[], Any], "Future[Any]"] | None:
         """The next job, if need be waited for; None where there is none, after a while."""
+        if not wait and self._jobs.empty():
+            return None
         with suppress(Empty):
             return self._jobs.get(block=wait, timeout=LOOK_UP)
         return None
