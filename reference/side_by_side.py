@@ -4,14 +4,15 @@ NumPy's matrix products use all cores but its elementwise loops only one; the wo
 threads uses both cores throughout. Each thread then multiplies with one core.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from operator import itemgetter
 from queue import SimpleQueue
 from threading import Lock, Thread, local
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
@@ -37,9 +38,9 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> l
     if len(items) <= 1 or width() == 1 or getattr(_thread, "has_a_piece", False):
         return [function(item) for item in items]
     ended: Ended = SimpleQueue()
-    with on_one_core():
+    with on_one_core(), _off_the_helpers_cores():
         for i, item in enumerate(items[1:], 1):
-            _helpers().put((ended, i, function, item))
+            _helpers().work.put((ended, i, function, item))
         _thread.has_a_piece = True
         outcomes = [_outcome(0, function, items[0])]
         _thread.has_a_piece = False
@@ -78,29 +79,63 @@ _inside = 0
 _limit: Any = None
 
 
+@contextmanager
+def _off_the_helpers_cores() -> Iterator[None]:
+    """In this context the caller keeps its core to itself and the helpers have the others, where the system allows
+    that. Left alone, a virtual machine wakes a thread on the core of the one that wakes it, be it only by letting go of
+    the interpreter, since cores that sleep look taken; for some 10 ms the two then take turns there."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    core = _current_core()()
+    if core not in cores or len(cores) == 1:
+        yield
+        return
+    with suppress(OSError):  # what is not allowed stays undone
+        for thread in _helpers().threads:
+            os.sched_setaffinity(thread, cores - {core})
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, cores)
+
+
 @lru_cache
-def _helpers() -> Work:
-    """Where a thread for each core but the caller's takes its work from."""
+def _current_core() -> Callable[[], int]:
+    """What tells which core a thread is on: -1 where the system does not."""
+    return getattr(ctypes.CDLL(None), "sched_getcpu", lambda: -1) if os.name == "posix" else lambda: -1
+
+
+class Crew(NamedTuple):
+    """Threads, as the system numbers them, and what they work off."""
+
+    work: Work
+    threads: list[int]
+
+
+@lru_cache
+def _helpers() -> Crew:
+    """A thread for each core but the caller's."""
     return _crew(width() - 1)
 
 
 @lru_cache
-def _setter() -> Work:
-    """The work of the one thread that sets how many cores OpenBLAS uses: it listens to the first that did."""
+def _setter() -> Crew:
+    """The one thread that sets how many cores OpenBLAS uses: it listens to the first that did."""
     return _crew(1)
 
 
 def _in_setter(function: Callable[[], Any]) -> Any:
     ended: Ended = SimpleQueue()
-    _setter().put((ended, 0, lambda _: function(), None))
+    _setter().work.put((ended, 0, lambda _: function(), None))
     _, result, error = ended.get()
     if error is not None:
         raise error
     return result
 
 
-def _crew(threads: int) -> Work:
-    """A queue and threads that work it off.
+def _crew(count: int) -> Crew:
+    """So many threads, at work.
 
     They are daemons, so they never hold up the end of the program, and work until then; executors of the
     standard library take no more work once the main thread has ended.
@@ -114,9 +149,10 @@ def _crew(threads: int) -> Work:
             ended.put(_outcome(i, function, item))
             del ended, function, item  # else they would live until there is more to do
 
-    for _ in range(threads):
-        Thread(target=help_out, name="minitinker-reference", daemon=True).start()
-    return work
+    threads = [Thread(target=help_out, name="minitinker-reference", daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return Crew(work, [thread.native_id for thread in threads if thread.native_id is not None])
 
 
 def _outcome(i: int, function: Callable[[Any], Any], item: Any) -> Outcome:

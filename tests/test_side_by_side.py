@@ -104,6 +104,33 @@ def test_the_setting_for_one_core_ends_with_the_last_thread_inside(ops):
     assert blas_threads() == before
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system lets no thread choose its cores")
+def test_pieces_have_cores_of_their_own_and_the_caller_afterwards_all_as_before(ops):
+    before = os.sched_getaffinity(0)
+    meeting = threading.Barrier(ops.width())
+
+    def cores(_):
+        meeting.wait(timeout=30)  # so that no thread does two
+        return threading.current_thread(), os.sched_getaffinity(0)
+
+    within = dict(ops.side_by_side(cores, range(ops.width())))
+    own = within.pop(threading.current_thread())
+    assert os.sched_getaffinity(0) == before
+    if ops.width() > 1:
+        assert len(own) == 1
+        assert own < before
+        assert list(within.values()) == [before - own] * (ops.width() - 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system lets no thread choose its cores")
+def test_where_no_thread_may_choose_its_cores_pieces_run_all_the_same(ops, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    assert ops.side_by_side(abs, [-1, -2, -3]) == [1, 2, 3]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only where there is fork")
 def test_a_forked_process_makes_threads_of_its_own(ops):
     script = """if True:
