@@ -79,11 +79,11 @@ class Decoding:
     """One query of each sequence, where its bits may depend on the others: fewer and faster steps. With the few rows of
     a group of heads P lies as Q K^T gives it.
 
-    groups: of sequences with about as many keys: (sequences,) the rows of q; (sequences, keys) those of k and v, padded
-    with the last; a mask, (sequences, 1, 1, keys), -inf where they are padded and 0 elsewhere, or None where none
-    is."""
+    groups: of sequences with about as many keys: (sequences,) the rows of q, a slice where these are all; (sequences,
+    keys) those of k and v, padded with the last; a mask, (sequences, 1, 1, keys), -inf where they are padded and 0
+    elsewhere, or None where none is."""
 
-    groups: list[tuple[Index, Index, Array | None]]
+    groups: list[tuple[slice | Index, Index, Array | None]]
 
 
 def attention_plan(
@@ -117,8 +117,11 @@ def decoding_plan(k_starts: Index, k_lengths: Index, exact: bool = False) -> Pla
     """The plan where sequence i has one query, row i of q. It has no backward.
 
     k_starts, k_lengths: (sequences,). exact: whether a query shall have its bits, which takes longer."""
-    _, bit_lengths = np.frexp(k_lengths)  # a number's binary exponent
-    groups = [np.flatnonzero(bit_lengths == each) for each in set(bit_lengths.tolist())]
+    bit_lengths = [length.bit_length() for length in k_lengths.tolist()]
+    kinds = set(bit_lengths)
+    groups: list[slice | Index] = [slice(None)]
+    if len(kinds) != 1:
+        groups = [np.flatnonzero(np.equal(bit_lengths, kind)) for kind in kinds]
     if not exact:
         return Decoding([_padded_keys(rows, k_starts[rows], k_lengths[rows]) for rows in groups])
     sequences = np.stack([np.arange(len(k_starts)), np.ones_like(k_starts), k_starts, k_lengths], axis=1)
@@ -192,10 +195,10 @@ def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: floa
     o = np.empty_like(q)
     for all_rows, all_keys, mask in plan.groups:
         count = max(1, SCORES // (heads * all_keys.shape[1]))  # at once
-        for first in range(0, len(all_rows), count):
+        for first in range(0, len(all_keys), count):
             part = slice(first, first + count)
             keys = all_keys[part]
-            rows = part if len(plan.groups) == 1 else all_rows[part]  # of one group they stand in order
+            rows = part if isinstance(all_rows, slice) else all_rows[part]
             q_rows = (q[rows] * scale).reshape(-1, kv_heads, heads // kv_heads, head_dim)
             p = q_rows @ k.take(keys, axis=0).transpose(0, 2, 3, 1)
             if mask is not None:
@@ -208,7 +211,9 @@ def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: floa
     return o
 
 
-def _padded_keys(rows: Index, k_starts: Index, k_lengths: Index) -> tuple[Index, Index, Array | None]:
+def _padded_keys(
+    rows: slice | Index, k_starts: Index, k_lengths: Index
+) -> tuple[slice | Index, Index, Array | None]:
     """A group of Decoding."""
     key, last = np.arange(k_lengths.max()), k_lengths[:, None] - 1
     if len(key) == k_lengths.min():

@@ -29,6 +29,19 @@ class Served:
     snapshot: "Snapshot | None"
 
 
+class Answer(Future[SampleResponse]):
+    """What is told to who asked. over: whether this is done or cancelled, as `done` says, which takes a lock: a sampler
+    looks before each token, and the first callback sets it, so that those that follow may raise what they like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = False
+        self.add_done_callback(Answer._note)  # type: ignore[arg-type]
+
+    def _note(self) -> None:
+        self.over = True
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """A checked `sample` call.
@@ -46,7 +59,7 @@ class SampleRequest:
     served: Served
     stop: StopRule
     max_tokens: int
-    future: "Future[SampleResponse]"
+    future: Answer
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0
