@@ -1,7 +1,7 @@
 """What a sampler's step computes: tokens of many sequences go through the model, and the next ones are drawn."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +29,21 @@ TOKENS, STATES = 32, 1 << 14
 ADAPTERS = 1 << 23
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What steps that decode the same sequences have in common. own: the adapter of each. rows: which of the network's
+    that is, as Network.adapter has it. parts, exact: as from `Decoder._route`. options: temperature, top_k and top_p,
+    (sequences,) each."""
+
+    sequences: list[Sequence]
+    own: list[Snapshot | None]
+    network: Network
+    rows: Index | None
+    parts: list[range]
+    exact: bool
+    options: list[NDArray[Any]]
+
+
 class Decoder:
     """Computes steps on one base model, whatever the adapters of the sequences."""
 
@@ -38,22 +53,23 @@ class Decoder:
         self._networks = Networks(ops, base)
         self._replays = ops.Replays()
         self._cores = Cores(ops)
+        self._batch: Batch | None = None  # of the step before, if that decoded
 
     def rest(self) -> None:
         """To be called where no step follows, since others' matrix products need all cores."""
+        self._batch = None
         self._cores.rest()
 
     def forget(self) -> None:
         """Let go of what is kept of earlier steps."""
-        self._replays = self._ops.Replays()
+        self._replays, self._batch = self._ops.Replays(), None
         self._networks.forget()
 
     def decode(self, sequences: list[Sequence], cache: KVCache) -> None:
         """Feed each the token drawn last, and draw the next: the step that is repeated, so the backend may record
         it."""
-        snapshots, owners = _owners(sequences)
-        parts, exact = self._route(sequences, [1] * len(sequences), snapshots)
-        network, rows = self._networks.of(snapshots, owners, exact)
+        batch = self._batch_of(sequences)
+        network, rows, parts = batch.network, batch.rows, batch.parts
 
         def draw(tokens: Array, done: Array, regions: Array, *others: Array) -> tuple[Array, ...]:
             net = network if rows is None else replace(network, adapter=others[-1])
@@ -65,11 +81,12 @@ class Decoder:
             np.array([s.tokens[-1] for s in sequences]),
             np.array([s.done for s in sequences]),
             np.array([s.region.start for s in sequences if s.region is not None]),
-            *_options(sequences),
+            _uniforms(sequences),
+            *batch.options,
             *([] if rows is None else [rows]),
         )
         depends_on = [network, *cache.keys, *cache.values]
-        alike = exact, bool(network.lora)
+        alike = batch.exact, bool(network.lora)
         drawn = self._on_cores(
             lambda part: self._replays(depends_on, draw, *(x[part.start : part.stop] for x in inputs)),
             parts,
@@ -79,13 +96,14 @@ class Decoder:
         for part, (logits, tokens, logprobs) in zip(parts, drawn, strict=True):
             self._note_drawn(sequences[part.start : part.stop], logits, tokens, logprobs)
         for sequence in sequences:
-            sequence.note_fed(1, exact)
+            sequence.note_fed(1, batch.exact)
 
     def take_in(self, fed: list[tuple[Sequence, int]], cache: KVCache) -> tuple[Network, Array]:
         """Feed so many of its next tokens to each. Returns the network of all tokens fed, and their final states,
         (tokens, hidden_size), those of one sequence below those of the other."""
+        self._batch = None  # nothing holds on to adapters that make room for others
         sequences, shares = [s for s, _ in fed], [share for _, share in fed]
-        snapshots, owners = _owners(sequences)
+        snapshots, owners = _owners([s.request.snapshot for s in sequences])
         parts, exact = self._route(sequences, shares, snapshots)
         network, adapter = self._networks.of(snapshots, owners, exact)
         if adapter is not None:
@@ -111,7 +129,7 @@ class Decoder:
         """Draw the next token of each sequence from one of the rows of h: (tokens, hidden_size)."""
         of_these = self._ops.array(np.array(rows))
         logits, _ = logits_forward(network.part(of_these), self._ops.embedding(of_these, h))
-        options = [self._ops.array(x) for x in _options(sequences)]
+        options = [self._ops.array(x) for x in (_uniforms(sequences), *_options(sequences))]
         self._note_drawn(sequences, logits, *self._ops.sample(logits, *options))
 
     def score(self, states: list[Array], request: SampleRequest, seed: int, network: Network) -> PromptScores:
@@ -120,6 +138,18 @@ class Decoder:
         h = self._in_one(states)
         net = network.part(self._ops.array(np.zeros(len(h), np.int64)))
         return score_prompt(net, h, request, seed)
+
+    def _batch_of(self, sequences: list[Sequence]) -> Batch:
+        """The one of the step before, where nothing has changed."""
+        batch, own = self._batch, [s.request.served.snapshot for s in sequences]
+        if batch is None or batch.sequences != sequences or batch.own != own:
+            self._batch = batch = None  # the old network is gone before the new one is there
+            snapshots, owners = _owners(own)
+            parts, exact = self._route(sequences, [1] * len(sequences), snapshots)
+            network, rows = self._networks.of(snapshots, owners, exact)
+            batch = Batch(sequences, own, network, rows, parts, exact, _options(sequences))
+            self._batch = batch
+        return batch
 
     def _route(
         self, sequences: list[Sequence], shares: list[int], snapshots: list[Snapshot]
@@ -172,19 +202,22 @@ class Decoder:
             sequence.top.append(TopkLogprobs(top.token_ids[i : i + 1, :k], top.logprobs[i : i + 1, :k]))
 
 
-def _owners(sequences: list[Sequence]) -> tuple[list[Snapshot], Index]:
-    """The adapters of the sequences, and which of them is each one's; -1 for the base."""
-    own = [s.request.served.snapshot for s in sequences]
+def _owners(own: list[Snapshot | None]) -> tuple[list[Snapshot], Index]:
+    """Of the adapter that each sequence has: all there are, and which of them is each one's; -1 for the base."""
     snapshots = distinct(own)
     places = {id(snapshot): i for i, snapshot in enumerate(snapshots)}
     return snapshots, np.array([places.get(id(snapshot), -1) for snapshot in own])
 
 
+def _uniforms(sequences: list[Sequence]) -> NDArray[Any]:
+    """What `ops.sample` draws with next: (sequences,)."""
+    return np.array([s.uniforms.next() for s in sequences])
+
+
 def _options(sequences: list[Sequence]) -> list[NDArray[Any]]:
-    """What `ops.sample` is told beside the logits, (sequences,) each."""
+    """What `ops.sample` is told beside logits and uniforms: temperature, top_k and top_p, (sequences,) each."""
     requests = [s.request for s in sequences]
     return [
-        np.array([s.uniforms.next() for s in sequences]),
         np.array([r.temperature for r in requests]),
         np.array([r.top_k for r in requests]),
         np.array([r.top_p for r in requests]),
