@@ -287,6 +287,33 @@ def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_ne
         assert [r < 0 for r in rows] == [o < 0 for o in owners]
 
 
+def test_newer_weights_find_the_room_of_the_older_ones(sampler, snapshots, monkeypatch):
+    asked = request(snapshot=snapshots[0], seed=None)
+    sampler.add(asked)
+    for _ in range(3):
+        sampler.step()
+    older, laid_out = weakref.ref(sampler._decoder._batch.network), networks.Networks._laid_out
+    alive = []
+
+    def noted(nets, weights):
+        alive.append(older() is not None)
+        return laid_out(nets, weights)
+
+    monkeypatch.setattr(networks.Networks, "_laid_out", noted)
+    asked.served.snapshot = snapshots[3]
+    finish(sampler, asked)
+    assert alive == [False]
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_an_idle_sampler_keeps_no_adapter_alive(model, sampler, seed):
+    snapshot = make_trainer(model[0], rank=2).snapshot()
+    gone = weakref.ref(snapshot)
+    answer(sampler, snapshot=snapshot, seed=seed)
+    del snapshot
+    assert gone() is None
+
+
 @pytest.mark.parametrize("which", range(5))
 def test_greedy_tokens_equal_those_of_transformers_with_peft(model, sampler, snapshots, which):
     _, torch_model = model
