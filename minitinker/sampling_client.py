@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from minitinker.conform import argument
-from minitinker.engine.request import Answer, SampleRequest, Served
+from minitinker.engine.request import SampleRequest, Served
 from minitinker.engine.session import Session
 from minitinker.engine.stopping import StopRule, stop_rule
 from minitinker.engine.trainer import Snapshot
@@ -124,7 +124,7 @@ class SamplingClient(ClientFuture):
         `logprobs` of a sequence are those of the tempered distribution before top_k and top_p cut it; at
         temperature 0 they are untempered. Bad arguments raise BadRequestError when the result is asked for.
         """
-        answer = Answer()
+        answer: Future[SampleResponse] = Future()
         text = text_of(prompt)
 
         def begin() -> None:
@@ -167,7 +167,7 @@ class SamplingClient(ClientFuture):
         prompt_logprobs_last_n: only of so many tokens at the end, None for those before.
         """
         text = text_of(prompt)
-        answer = Answer()
+        answer: Future[SampleResponse] = Future()
         logprobs: Future[list[float | None]] = Future()
 
         def begin() -> None:

@@ -81,19 +81,20 @@ _limit: Any = None
 
 @contextmanager
 def _off_the_helpers_cores() -> Iterator[None]:
-    """In this context the caller keeps its core to itself and the helpers have the others, where the system allows
-    that. Left alone, a virtual machine wakes a thread on the core of the one that wakes it, be it only by letting go of
-    the interpreter, since cores that sleep look taken; for some 10 ms the two then take turns there."""
+    """In this context the caller stays on its core and its helpers keep off that one, where the system allows it. Left
+    alone, a virtual machine wakes a thread on the core of the one that wakes it, be it only by letting go of the
+    interpreter, since cores that sleep look taken; for some 10 ms the two then take turns there. A thread that a piece
+    started would stay on that core."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     core = _current_core()()
     if core not in cores or len(cores) == 1:
         yield
         return
-    with suppress(OSError):  # what is not allowed stays undone
-        for thread in _helpers().threads:
-            os.sched_setaffinity(thread, cores - {core})
-        os.sched_setaffinity(0, {core})
     try:
+        with suppress(OSError):  # what is not allowed stays undone
+            for thread in _helpers().threads:
+                os.sched_setaffinity(thread, cores - {core})
+            os.sched_setaffinity(0, {core})
         yield
     finally:
         with suppress(OSError):

@@ -1,12 +1,14 @@
 """Sampling clients of kind "inflight": they follow their training run from save to save."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 from small_clients import PROMPT, datum, draw, logprobs, model, prompt, tokens, train
 from tiny_models import make_model, make_trainer
 
 from minitinker import reference
-from minitinker.engine.request import Answer, SampleRequest, Served
+from minitinker.engine.request import SampleRequest, Served
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.stopping import StopRule
 from minitinker.errors import BadRequestError
@@ -74,7 +76,7 @@ def test_a_request_in_work_goes_on_with_the_newer_weights_from_its_next_token():
         served=served,
         stop=StopRule(frozenset(), (), str),
         max_tokens=9,
-        future=Answer(),
+        future=Future(),
         seed=1,
     )
     sampler.add(request)

@@ -1,5 +1,5 @@
 import weakref
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from minitinker import APIError, BadRequestError, reference
 from minitinker.engine import networks
 from minitinker.engine import sampler as sampler_file
 from minitinker.engine.cache import Arena
-from minitinker.engine.request import Answer, SampleRequest, Served, Uniforms
+from minitinker.engine.request import SampleRequest, Served, Uniforms
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.slots import Slots
 from minitinker.engine.stopping import StopRule
@@ -57,7 +57,7 @@ def sampler(model):
 
 def request(prompt=(5, 6, 7), samples=1, snapshot=None, **fields):
     given_fields = {"served": Served(snapshot), "stop": NEVER, "max_tokens": 12, "seed": 1} | fields
-    return SampleRequest(np.array(prompt, np.int64), samples, future=Answer(), **given_fields)
+    return SampleRequest(np.array(prompt, np.int64), samples, future=Future(), **given_fields)
 
 
 def finish(sampler, *requests):
@@ -541,18 +541,13 @@ def test_a_cancelled_request_gives_up_its_place_and_the_others_go_on(sampler):
     assert len(sizes) == 1
 
 
-class CancelledAtTheSecondLook(Answer):
-    """One that is cancelled by another thread just after `over` was asked for the first time."""
+class CancelledAtTheSecondLook(Future):
+    """One that is cancelled by another thread just after `done` was asked for the first time."""
 
-    @property
-    def over(self):
-        before = self.done()
+    def done(self):
+        before = super().done()
         self.cancel()
         return before
-
-    @over.setter
-    def over(self, _):
-        pass
 
 
 def test_a_request_cancelled_while_its_samples_are_looked_at_leaves_nothing_behind(sampler):

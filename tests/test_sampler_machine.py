@@ -1,5 +1,7 @@
 """A sampler under any interleaving of sample, train, save, step and cancel, against each request alone."""
 
+from concurrent.futures import Future
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from tiny_models import VOCAB, make_model, make_trainer
 
 from minitinker import AdamParams, Datum, ModelInput, reference
 from minitinker.engine import sampler as sampler_file
-from minitinker.engine.request import Answer, SampleRequest, Served
+from minitinker.engine.request import SampleRequest, Served
 from minitinker.engine.sampler import Sampler
 from minitinker.engine.stopping import StopRule
 from minitinker.model.weights import load_base_model
@@ -55,7 +57,7 @@ class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
         self.ask(fields)
 
     def ask(self, fields):
-        request = SampleRequest(future=Answer(), **fields)
+        request = SampleRequest(future=Future(), **fields)
         self.open.append((request, fields))
         self.sampler.add(request)
 
@@ -121,7 +123,7 @@ class SamplerAgainstEachRequestAlone(RuleBasedStateMachine):
 
 
 def check(response, fields):
-    alone = SampleRequest(future=Answer(), **fields)
+    alone = SampleRequest(future=Future(), **fields)
     sampler = Sampler(reference, base())
     sampler.add(alone)
     while sampler.busy:

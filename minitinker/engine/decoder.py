@@ -32,8 +32,8 @@ ADAPTERS = 1 << 23
 @dataclass(frozen=True)
 class Batch:
     """What steps that decode the same sequences have in common. own: the adapter of each. rows: which of the network's
-    that is, as Network.adapter has it. parts, exact: as from `Decoder._route`. options: temperature, top_k and top_p,
-    (sequences,) each."""
+    adapters each has, as in Network.adapter. parts, exact: as from `Decoder._route`. options: temperature, top_k and
+    top_p, (sequences,) each."""
 
     sequences: list[Sequence]
     own: list[Snapshot | None]
@@ -56,7 +56,8 @@ class Decoder:
         self._batch: Batch | None = None  # of the step before, if that decoded
 
     def rest(self) -> None:
-        """To be called where no step follows, since others' matrix products need all cores."""
+        """To be called where no step follows, since others' matrix products need all cores, and adapters that nobody
+        samples from any more can go."""
         self._batch = None
         self._cores.rest()
 

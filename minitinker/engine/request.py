@@ -29,19 +29,6 @@ class Served:
     snapshot: "Snapshot | None"
 
 
-class Answer(Future[SampleResponse]):
-    """What is told to who asked. over: whether this is done or cancelled, as `done` says, which takes a lock: a sampler
-    looks before each token, and the first callback sets it, so that those that follow may raise what they like."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.over = False
-        self.add_done_callback(Answer._note)  # type: ignore[arg-type]
-
-    def _note(self) -> None:
-        self.over = True
-
-
 @dataclass(frozen=True)
 class SampleRequest:
     """A checked `sample` call.
@@ -59,7 +46,7 @@ class SampleRequest:
     served: Served
     stop: StopRule
     max_tokens: int
-    future: Answer
+    future: "Future[SampleResponse]"
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0

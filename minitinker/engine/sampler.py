@@ -335,7 +335,7 @@ class Sampler:
         """Give back the places of requests that were cancelled or failed."""
         everyone = [*self._waiting, *self._running]
         # Each is asked once, since it may be cancelled at any moment.
-        gone = {active for active in {s.active for s in everyone} if active.request.future.over}
+        gone = {active for active in {s.active for s in everyone} if active.request.future.done()}
         if not gone:
             return
         for sequence in everyone:
