@@ -92,13 +92,18 @@ def _off_the_helpers_cores() -> Iterator[None]:
         return
     try:
         with suppress(OSError):  # what is not allowed stays undone
-            for thread in _helpers().threads:
-                os.sched_setaffinity(thread, cores - {core})
+            _give_helpers(frozenset(cores - {core}))
             os.sched_setaffinity(0, {core})
         yield
     finally:
         with suppress(OSError):
             os.sched_setaffinity(0, cores)
+
+
+@lru_cache(maxsize=1)  # the last call's cores are theirs still
+def _give_helpers(cores: frozenset[int]) -> None:
+    for thread in _helpers().threads:
+        os.sched_setaffinity(thread, cores)
 
 
 @lru_cache
@@ -171,4 +176,5 @@ def _libraries() -> ThreadpoolController:
 
 if hasattr(os, "register_at_fork"):  # the child has none of the threads, and makes its own when it needs them
     os.register_at_fork(after_in_child=_helpers.cache_clear)
+    os.register_at_fork(after_in_child=_give_helpers.cache_clear)
     os.register_at_fork(after_in_child=_setter.cache_clear)

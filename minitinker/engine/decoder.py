@@ -142,7 +142,7 @@ class Decoder:
 
     def _batch_of(self, sequences: list[Sequence]) -> Batch:
         """The one of the step before, where nothing has changed."""
-        batch, own = self._batch, [s.request.served.snapshot for s in sequences]
+        batch, own = self._batch, [s.request.snapshot for s in sequences]
         if batch is None or batch.sequences != sequences or batch.own != own:
             self._batch = batch = None  # the old network is gone before the new one is there
             snapshots, owners = _owners(own)
@@ -188,7 +188,8 @@ class Decoder:
     def _note_drawn(self, sequences: list[Sequence], logits: Array, tokens: Array, logprobs: Array) -> None:
         """logits: (sequences, vocab), tokens and logprobs: (sequences,), from `ops.sample`."""
         for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
-            sequence.note_drawn(token, logprob)
+            sequence.tokens.append(token)
+            sequence.logprobs.append(logprob)
         asked = [i for i, sequence in enumerate(sequences) if sequence.request.top_logprobs]
         if asked:
             self._add_likeliest([sequences[i] for i in asked], logits[asked])

@@ -26,8 +26,7 @@ from minitinker.errors import APIError, BadRequestError
 from minitinker.futures import settle
 from minitinker.model.transformer import Network
 from minitinker.model.weights import BaseModel
-from minitinker.types import SampledSequence, SampleResponse, TopkLogprobs
-from minitinker.types.sampling import StopReason
+from minitinker.types import SampledSequence, SampleResponse, StopReason, TopkLogprobs
 
 Array = Any
 
@@ -151,9 +150,8 @@ class Sampler:
         left = self._ops.CHUNK_TOKENS if 1 in missing else self._ops.MICRO_BATCH_TOKENS
         shares = []
         for sequence, tokens in list(zip(self._running, missing, strict=True)):
-            share, region = 1 if tokens == 1 else min(tokens, left), sequence.region
-            fits = region is not None and sequence.done + share <= region.rows
-            if share > 0 and (fits or self._make_room(sequence, share)):
+            share = 1 if tokens == 1 else min(tokens, left)
+            if share > 0 and self._make_room(sequence, share):
                 shares.append((sequence, share))
                 left -= 0 if tokens == 1 else share
         return [(sequence, share) for sequence, share in shares if sequence.region is not None]

@@ -1,7 +1,7 @@
 """What a sampler has in work: requests, and the samples that are drawn for them."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from minitinker.engine.regions import Region
 from minitinker.engine.request import SampleRequest, Uniforms
 from minitinker.engine.scoring import PromptScores, first_scored
-from minitinker.types import SampledSequence, TopkLogprobs
+from minitinker.types import SampledSequence, StopReason, TopkLogprobs
 
 Array = Any
 Index = NDArray[np.int64]
@@ -29,13 +29,12 @@ class Active:
 
 @dataclass(eq=False)
 class Sequence:
-    """A sample being drawn. length: its tokens, prompt and drawn ones; done: how many of these are in its region."""
+    """A sample being drawn. done: how many of its tokens, prompt and drawn ones, are in its region."""
 
     active: Active
     sample: int
     uniforms: Uniforms
     request: SampleRequest = field(init=False)
-    length: int = field(init=False)
     region: Region | None = None
     done: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -44,12 +43,15 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.request = self.active.request
-        self.length = len(self.request.prompt)
 
     @property
     def age(self) -> tuple[int, int]:
         """What the order goes by in which sequences are served."""
         return self.active.number, self.sample
+
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt) + len(self.tokens)
 
     def text(self, start: int, end: int) -> Index:
         """Its tokens from one place to another."""
@@ -60,7 +62,7 @@ class Sequence:
         return whole[start:end]
 
     @property
-    def stop_reason(self) -> Literal["stop", "length"] | None:
+    def stop_reason(self) -> StopReason | None:
         """Why its last token is the last, if it is."""
         if self.request.stop.stops(self.tokens):
             return "stop"
@@ -77,13 +79,6 @@ class Sequence:
         self.done += share
         region = self.region
         if region is not None:
-            region.pure = region.pure and region.is_of(self.request.served.snapshot)
+            region.pure = region.pure and region.is_of(self.request.snapshot)
             region.exact = region.exact and exact
-            if region.done < len(region.text):
-                region.done = min(self.done, len(region.text))
-
-    def note_drawn(self, token: int, logprob: float) -> None:
-        """This is its next token."""
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.length += 1
+            region.done = min(self.done, len(region.text))
