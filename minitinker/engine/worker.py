@@ -103,9 +103,7 @@ class Worker:
 
     def _next(self, wait: bool) -> tuple[Callable[[], Any], "Future[Any]"] | None:
         """The next job, if need be waited for; None where there is none, after a while."""
-        if (
-            not wait and self._jobs.empty()
-        ):  # as it is between most steps, where raising Empty would take longer
+        if not wait and self._jobs.empty():  # between most steps; raising Empty would take longer
             return None
         with suppress(Empty):
             return self._jobs.get(block=wait, timeout=LOOK_UP)
