@@ -25,7 +25,7 @@ other rows: products.py.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -141,12 +141,12 @@ def _dw_pays(tokens: int, a: Array, b: Array) -> bool:
 
 @dataclass(frozen=True)
 class _Table:
-    """The rows of each adapter from the first one that has any to the last, for one batch of products: (adapters,
-    most), which is its shape. rows: in the table, one after the other, some other row where an adapter has fewer;
-    listed: the rows of adapter 0, of 1, ...; places: where in the table these are; slices where that is all in order.
-    """
+    """The rows of each adapter that is used, from the first one that has any to the last, for one batch of products:
+    (adapters, most), which is its shape. rows: in the table, one after the other, some other row where an adapter has
+    fewer; listed: the rows of adapter 0, of 1, ...; places: where in the table these are; slices where that is all in
+    order."""
 
-    first: int
+    used: slice
     shape: tuple[int, int]
     rows: slice | Index
     listed: slice | Index
@@ -155,11 +155,10 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Which rows have which adapter. each: (adapter, its rows), for those that have rows. alone: whether adapter 0 has
-    all; then these are a slice. table: None where it would be mostly padding."""
+    """Which rows have which adapter. each: (adapter, its rows), for those that have rows, a slice where adapter 0 has
+    all. table: None there, and where it would be mostly padding."""
 
     each: list[tuple[int, slice | Index]]
-    alone: bool = False
     table: _Table | None = None
 
 
@@ -170,7 +169,7 @@ def _rows(adapter: bytes, least: int) -> _Rows:
     index = np.frombuffer(adapter, np.int64)
     listed = np.argsort(index, kind="stable")[(index < 0).sum() :]
     if len(index) > 0 and not index.any():
-        return _Rows([(0, slice(None))], alone=True)
+        return _Rows([(0, slice(None))])
     first = int(index[listed[0]]) if listed.size > 0 else 0
     counts = np.bincount(index[listed] - first)
     ends = np.cumsum(counts)
@@ -183,7 +182,8 @@ def _rows(adapter: bytes, least: int) -> _Rows:
     rows = listed[np.minimum((ends - counts)[:, None] + nth, listed.size - 1)].ravel()
     places = np.flatnonzero(nth < counts[:, None])
     orders = [(rows, len(index)), (listed, len(index)), (places, rows.size)]
-    return _Rows(each, table=_Table(first, (counts.size, nth.size), *(_as_slice(*order) for order in orders)))
+    used, shape = slice(first, first + counts.size), (counts.size, nth.size)
+    return _Rows(each, _Table(used, shape, *(_as_slice(*order) for order in orders)))
 
 
 def _as_slice(index: Index, size: int) -> slice | Index:
@@ -202,32 +202,37 @@ def _add_adapted(
     parts: Sequence[int] | None,
 ) -> None:
     """y += s x A^T B^T, each row with its adapter's."""
-    times, rank = times_exactly if exact else np.matmul, b.shape[2]
-    # Of each linear its columns of y, and its columns of x A^T.
-    linears = [
-        (slice(*ends), slice(i * rank, (i + 1) * rank))
-        for i, ends in enumerate(pairwise([0, *accumulate(parts or [y.shape[1]])]))
-    ]
+    times, rank, widths = times_exactly if exact else np.matmul, b.shape[2], tuple(parts or y.shape[1:])
     # Two rows of an adapter at least for exactness: BLAS has another function for a single one.
     index = np.zeros(len(x), np.int64) if adapter is None else adapter
     rows = _rows(index.tobytes(), 2 if exact else 1)
-    if rows.alone:
-        narrow = _scaled(times(x, a[0].T), scale[0])
-        for part, ranks in linears:
-            y[:, part] += _widened(narrow[:, ranks], b[0, part].T, times)
-    elif (table := rows.table) is None:
+    if (table := rows.table) is None:
         for i, own in rows.each:
-            narrow = _scaled(times(x[own], a[i].T), scale[i])
-            for part, ranks in linears:
-                y[own, part] += _widened(narrow[:, ranks], b[i, part].T, times)
-    else:
-        used = slice(table.first, table.first + table.shape[0])
-        # (adapters, most, linears * rank)
-        narrow = times(x[table.rows].reshape(*table.shape, -1), a[used].swapaxes(-1, -2))
-        narrow = _scaled(narrow, scale[used, None, None])
-        for part, ranks in linears:
-            wide = _widened(narrow[..., ranks], b[used, part].swapaxes(-1, -2), times)
-            y[table.listed, part] += wide.reshape(-1, wide.shape[-1])[table.places]
+            xa = _scaled(times(x[own], a[i].T), scale[i])
+            for _, part, ranks in _linears(widths, rank):
+                y[own, part] += _widened(xa[:, ranks], b[i, part].T, times)
+        return
+    # In as few steps as can be: with an adapter for each row they take as long as what they compute.
+    adapters, most = table.shape
+    xa = times(x[table.rows].reshape(adapters, most, -1), a[table.used].swapaxes(-1, -2))
+    xa *= scale[table.used, None, None]
+    for count, part, ranks in _linears(widths, rank, together=True):
+        own_xa = xa[..., ranks].reshape(adapters, most, count, rank).swapaxes(1, 2)
+        bt = b[table.used, part].reshape(adapters, count, -1, rank).swapaxes(-1, -2)
+        wide = _widened(own_xa, bt, times).swapaxes(1, 2)  # (adapters, most, linears, d_out)
+        y[table.listed, part] += wide.reshape(adapters * most, -1)[table.places]
+
+
+@lru_cache(maxsize=64)
+def _linears(widths: tuple[int, ...], rank: int, together: bool = False) -> list[tuple[int, slice, slice]]:
+    """Of each linear, or where `together` of each run of linears of one d_out: how many these are, their columns of y,
+    and their columns of x A^T. widths: d_out of each linear."""
+    runs = [list(run) for _, run in groupby(range(len(widths)), widths.__getitem__)]
+    ends = [0, *accumulate(widths)]
+    return [
+        (len(own), slice(ends[own[0]], ends[own[-1] + 1]), slice(own[0] * rank, (own[-1] + 1) * rank))
+        for own in (runs if together else [[i] for i in range(len(widths))])
+    ]
 
 
 def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:
@@ -238,6 +243,8 @@ def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> A
 def _widened(xa: Array, bt: Array, times: Callable[[Array, Array], Array]) -> Array:
     """x A^T B^T: xa: (..., rows, rank), bt: (..., rank, d_out). The sum over a high rank goes in tiles: BLAS cuts it
     by its length, which is that of the highest rank in the batch, filled up with zeros."""
+    if xa.shape[-1] <= RANK_TILE:
+        return times(xa, bt)
     tiles = [slice(first, first + RANK_TILE) for first in range(0, xa.shape[-1], RANK_TILE)]
     return reduce(np.add, [times(xa[..., tile], bt[..., tile, :]) for tile in tiles])
 

@@ -30,30 +30,32 @@ def by_rows(rng, *shape):
 @given(
     tokens=st.sampled_from([1, 2, 5, 17, 33, 64, 200, 300]),
     d_in=st.sampled_from([8, 32, 33, 128, 256, 384, 450, 768, 1000, 1024, 2048]),
-    d_out=st.sampled_from([2, 7, 16, 20, 64, 264, 384, 513, 1024]),
+    parts=st.lists(st.sampled_from([2, 7, 16, 20, 64, 264, 384, 513, 1024]), min_size=1, max_size=3),
     rank=st.sampled_from([16, 32, 48, 304]),
     adapters=st.integers(1, 5),
     alone=st.booleans(),
     seed=seeds,
 )
-def test_a_row_of_lora_linear_has_its_bits_among_any_others(tokens, d_in, d_out, rank, adapters, alone, seed):
-    rng = np.random.default_rng(seed)
+def test_a_row_of_lora_linear_has_its_bits_among_any_others(tokens, d_in, parts, rank, adapters, alone, seed):
+    rng, d_out, linears = np.random.default_rng(seed), sum(parts), len(parts)
     x, w, scale = normal(rng, tokens, d_in), by_rows(rng, d_out, d_in), normal(rng, adapters)
-    a, b = by_rows(rng, adapters, rank, d_in), by_rows(rng, adapters, d_out, rank)
+    a, b = by_rows(rng, adapters, linears * rank, d_in), by_rows(rng, adapters, d_out, rank)
     adapter = np.zeros(tokens, np.int64) if alone else rng.integers(-1, adapters, tokens)
     with on_one_core():
-        y, _ = reference.lora_linear_forward(x, w, None, a, b, scale, adapter, exact=True)
+        y, _ = reference.lora_linear_forward(x, w, None, a, b, scale, adapter, True, parts)
         some = rng.permutation(tokens)[: rng.integers(1, tokens + 1)]
         order = rng.permutation(adapters)  # the adapters stand elsewhere
         fill = (0, 16 * rng.integers(0, 12))  # as beside an adapter of a higher rank
-        a, b = np.pad(a, ((0, 0), fill, (0, 0))), np.pad(b, ((0, 0), (0, 0), fill))
+        of_each = a.reshape(adapters, linears, rank, d_in)
+        a = np.pad(of_each, ((0, 0), (0, 0), fill, (0, 0))).reshape(adapters, -1, d_in)
+        b = np.pad(b, ((0, 0), (0, 0), fill))
         a, b = (np.ascontiguousarray(m[order].swapaxes(-1, -2)).swapaxes(-1, -2) for m in (a, b))
         place = np.append(np.argsort(order), -1)  # that of -1 is -1
         inputs = None, a, b, scale[order], place[adapter[some]]
         for weight in (w, reference.lora_panels(w)):
-            again, _ = reference.lora_linear_forward(x[some], weight, *inputs, exact=True)
+            again, _ = reference.lora_linear_forward(x[some], weight, *inputs, True, parts)
             np.testing.assert_array_equal(again, y[some])
-    on_all_cores, _ = reference.lora_linear_forward(x[some], w, *inputs, exact=True)
+    on_all_cores, _ = reference.lora_linear_forward(x[some], w, *inputs, True, parts)
     np.testing.assert_array_equal(on_all_cores, y[some])
 
 
