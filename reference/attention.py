@@ -38,6 +38,7 @@ KEY_TILE = 256  # keys whose weighted values BLAS adds up by itself; it cuts lon
 ROUND = 16  # columns of a product K Q^T come in such numbers, since OpenBLAS forms the rest in another way
 QUERY_BLOCK = 64  # queries at once: bounds P to (heads, 64, keys), and skips most of what the mask hides
 SCORES = 1 << 18  # numbers of P at once, of several blocks where these are small: a megabyte stays in cache
+FEW = 2  # queries of a group that are multiplied one by one in decoding: of more, BLAS copies the keys first
 ALIKE = 32  # blocks that differ by fewer queries or keys than this are done together, the smaller ones padded
 
 
@@ -80,7 +81,7 @@ class Decoding:
     a group of heads P lies as Q K^T gives it.
 
     groups: of sequences with about as many keys: (sequences,) the rows of q, a slice where these are all; (sequences,
-    keys) those of k and v, padded with the last; a mask, (sequences, 1, 1, keys), -inf where they are padded and 0
+    keys) those of k and v, padded with the last; a mask, (sequences, 1, 1, 1, keys), -inf where they are padded and 0
     elsewhere, or None where none is."""
 
     groups: list[tuple[slice | Index, Index, Array | None]]
@@ -190,8 +191,10 @@ def attention_backward(do: Array, saved: Any) -> tuple[Array, Array, Array]:
 
 
 def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: float) -> Array:
-    """What `attention_forward` gives. P: (sequences, kv_heads, group, keys)."""
+    """What `attention_forward` gives. P: (sequences, kv_heads, group / at_once, at_once, keys)."""
     heads, kv_heads, head_dim = q.shape[1], *k.shape[1:]
+    group = heads // kv_heads
+    at_once = group if group > FEW else 1
     o = np.empty_like(q)
     for all_rows, all_keys, mask in plan.groups:
         count = max(1, SCORES // (heads * all_keys.shape[1]))  # at once
@@ -199,13 +202,13 @@ def _of_one_query_each(q: Array, k: Array, v: Array, plan: Decoding, scale: floa
             part = slice(first, first + count)
             keys = all_keys[part]
             rows = part if isinstance(all_rows, slice) else all_rows[part]
-            q_rows = (q[rows] * scale).reshape(-1, kv_heads, heads // kv_heads, head_dim)
-            p = q_rows @ k.take(keys, axis=0).transpose(0, 2, 3, 1)
+            q_rows = (q[rows] * scale).reshape(-1, kv_heads, group // at_once, at_once, head_dim)
+            p = q_rows @ k.take(keys, axis=0).transpose(0, 2, 3, 1)[:, :, None]
             if mask is not None:
                 p += mask[part]
             p -= p.max(axis=-1, keepdims=True)
             np.exp(p, out=p)
-            out = p @ v.take(keys, axis=0).swapaxes(1, 2)
+            out = p @ v.take(keys, axis=0).swapaxes(1, 2)[:, :, None]
             out /= p.sum(axis=-1, keepdims=True)
             o[rows] = out.reshape(-1, heads, head_dim)
     return o
@@ -218,7 +221,7 @@ def _padded_keys(
     key, last = np.arange(k_lengths.max()), k_lengths[:, None] - 1
     if len(key) == k_lengths.min():
         return rows, k_starts[:, None] + key, None
-    mask = np.where(key > last, np.float32(-np.inf), np.float32(0))[:, None, None]
+    mask = np.where(key > last, np.float32(-np.inf), np.float32(0))[:, None, None, None]
     return rows, k_starts[:, None] + np.minimum(key, last), mask
 
 

@@ -151,11 +151,12 @@ def test_unequal_sequences_done_together_are_those_of_torch(ops, scores, heads, 
     check_layout_against_torch(ops, layout, heads, 4, 0.5, seed=0)
 
 
+@pytest.mark.parametrize("group", [2, 3])
 @pytest.mark.parametrize("scores", [1, 300, 1 << 20])
-def test_one_query_of_each_of_many_sequences_is_that_of_a_plan_for_any(ops, scores, monkeypatch):
+def test_one_query_of_each_of_many_sequences_is_that_of_a_plan_for_any(ops, scores, group, monkeypatch):
     monkeypatch.setattr(reference.attention, "SCORES", scores)
     layout = draw_layout(0, [(1, n) for n in (5, 9, 31, 17, 8, 8, 26, 0, 33, 40, 31)])
-    q, k, v = draw(0, layout, (2, 3), 4)
+    q, k, v = draw(0, layout, (2, group), 4)
     in_order = np.argsort(layout.q_starts)
     starts, lengths = layout.k_starts[in_order], layout.k_lengths[in_order]
     q = q[layout.q_starts[in_order]]
