@@ -215,10 +215,10 @@ def _add_adapted(
     # In as few steps as can be: with an adapter for each row they take as long as what they compute.
     adapters, most = table.shape
     xa = times(x[table.rows].reshape(adapters, most, -1), a[table.used].swapaxes(-1, -2))
-    xa *= scale[table.used, None, None]
+    np.multiply(xa, scale[table.used, None, None], out=xa, dtype=xa.dtype)
     for count, part, ranks in _linears(widths, rank, together=True):
         own_xa = xa[..., ranks].reshape(adapters, most, count, rank).swapaxes(1, 2)
-        bt = b[table.used, part].reshape(adapters, count, -1, rank).swapaxes(-1, -2)
+        bt = b[table.used, part].swapaxes(1, 2).reshape(adapters, rank, count, -1).swapaxes(1, 2)
         wide = _widened(own_xa, bt, times).swapaxes(1, 2)  # (adapters, most, linears, d_out)
         y[table.listed, part] += wide.reshape(adapters * most, -1)[table.places]
 

@@ -38,7 +38,8 @@ def by_rows(rng, *shape):
 )
 def test_a_row_of_lora_linear_has_its_bits_among_any_others(tokens, d_in, parts, rank, adapters, alone, seed):
     rng, d_out, linears = np.random.default_rng(seed), sum(parts), len(parts)
-    x, w, scale = normal(rng, tokens, d_in), by_rows(rng, d_out, d_in), normal(rng, adapters)
+    x, w = normal(rng, tokens, d_in), by_rows(rng, d_out, d_in)
+    scale = rng.standard_normal(adapters)  # not of the dtype of x
     a, b = by_rows(rng, adapters, linears * rank, d_in), by_rows(rng, adapters, d_out, rank)
     adapter = np.zeros(tokens, np.int64) if alone else rng.integers(-1, adapters, tokens)
     with on_one_core():
