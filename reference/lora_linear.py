@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .products import as_panels, times_exactly, times_panels
+from .products import as_panels, times_exactly, times_panels, times_quickly
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
@@ -59,12 +59,11 @@ def lora_linear_forward(
     shall have its bits among any others. parts: d_out of each of up to three linears whose w, a, b and bias stand
     below each other, a: (adapters, linears * rank, d_in); there is no backward then. None: one linear.
     """
-    times = times_exactly if exact else np.matmul
     merged = xa = None
     if a is None or b is None or scale is None:
-        y = _times_base(x, w, times)
+        y = _times_base(x, w, exact)
     elif adapter is not None or parts:
-        y = _times_base(x, w, times)
+        y = _times_base(x, w, exact)
         # What adapters hold that no row has is nobody's affair.
         with np.errstate(over="ignore", invalid="ignore"):
             _add_adapted(y, x, a, b, scale, adapter, exact, parts)
@@ -235,9 +234,11 @@ def _linears(widths: tuple[int, ...], rank: int, together: bool = False) -> list
     ]
 
 
-def _times_base(x: Array, w: Array, times: Callable[[Array, Array], Array]) -> Array:
+def _times_base(x: Array, w: Array, exact: bool) -> Array:
     """x W^T: x: (rows, d_in), w: (d_out, d_in) or its panels -> (rows, d_out)."""
-    return times(x, w.T) if w.ndim == 2 else times_panels(x, w)
+    if w.ndim > 2:
+        return times_panels(x, w)
+    return times_exactly(x, w.T) if exact else times_quickly(x, w.T)
 
 
 def _widened(xa: Array, bt: Array, times: Callable[[Array, Array], Array]) -> Array:

@@ -132,6 +132,16 @@ def test_a_rank_beyond_one_tile_of_the_sum_is_the_same_layer(ops, rank, exact, s
     check_close(y, torch_lora(adapter)(*map(torch.tensor, arrays)).numpy())
 
 
+@pytest.mark.parametrize("rows", range(35))
+def test_few_rows_are_those_of_the_product_whatever_else_is_formed_with_them(ops, rows):
+    rng = np.random.default_rng(rows)
+    x, w = rng.standard_normal((rows, 50)), rng.standard_normal((30, 50))
+    x[-1:] = np.nan  # is of its own row alone
+    y, _ = forward(ops, OP, x, w, None, None, None, None, None)
+    assert y.shape == (rows, 30)
+    check_close(y[:-1], np.einsum("rd,od->ro", x[:-1], w))
+
+
 @given(**sizes, seed=seeds)
 def test_without_an_adapter_it_is_a_linear_layer(ops, seed, **shape):
     x, w, bias, *_ = draw(seed, **shape)
