@@ -213,6 +213,7 @@ def _add_adapted(
         return
     # In as few steps as can be: with an adapter for each row they take as long as what they compute.
     adapters, most = table.shape
+    # (adapters, most, linears * rank)
     xa = times(x[table.rows].reshape(adapters, most, -1), a[table.used].swapaxes(-1, -2))
     np.multiply(xa, scale[table.used, None, None], out=xa, dtype=xa.dtype)
     for count, part, ranks in _linears(widths, rank, together=True):
@@ -226,11 +227,11 @@ def _add_adapted(
 def _linears(widths: tuple[int, ...], rank: int, together: bool = False) -> list[tuple[int, slice, slice]]:
     """Of each linear, or where `together` of each run of linears of one d_out: how many these are, their columns of y,
     and their columns of x A^T. widths: d_out of each linear."""
-    runs = [list(run) for _, run in groupby(range(len(widths)), widths.__getitem__)]
+    runs = [list(run) for _, run in groupby(range(len(widths)), widths.__getitem__ if together else None)]
     ends = [0, *accumulate(widths)]
     return [
-        (len(own), slice(ends[own[0]], ends[own[-1] + 1]), slice(own[0] * rank, (own[-1] + 1) * rank))
-        for own in (runs if together else [[i] for i in range(len(widths))])
+        (len(run), slice(ends[run[0]], ends[run[-1] + 1]), slice(run[0] * rank, (run[-1] + 1) * rank))
+        for run in runs
     ]
 
 

@@ -148,6 +148,7 @@ def times_in_groups(x: Array, wt: Array) -> Array:
 
 
 def _group(rows: int) -> int:
+    """How many rows go together where there are so many."""
     return GROUP if rows > GROUP // 2 else GROUP // 2
 
 
