@@ -6,7 +6,7 @@ from tiny_models import FAMILIES, make_model
 
 from minitinker import reference
 from minitinker.engine.cache import Arena
-from minitinker.model.fused import fuse, fused_states
+from minitinker.model.fused import fuse, sampled_states
 from minitinker.model.packing import pack_for_cache
 from minitinker.model.transformer import Network, hidden_states
 from minitinker.model.weights import load_base_model
@@ -24,10 +24,22 @@ def test_prompts_and_what_follows_have_the_states_of_the_plain_network(family):
     for arena in arenas:
         arena.allocate(64)
     rng, done, regions = np.random.default_rng(0), np.zeros(3, np.int64), np.array([0, 20, 40])
-    for lengths in [(5, 1, 9), (1, 3, 1), (1, 1, 1), (1, 1, 1)]:
-        batch = pack_for_cache([rng.integers(0, base.config.vocab_size, n) for n in lengths], done, regions)
-        expected, _ = hidden_states(nets[0], batch, arenas[0].cache)
-        np.testing.assert_allclose(fused_states(nets[1], batch, arenas[1].cache), expected, atol=2e-5)
+    for lengths, wanted in [
+        ((5, 1, 9), (1, 1, 1)),
+        ((4, 3, 1), (0, 0, 0)),
+        ((1, 3, 2), (0, 2, 2)),
+        ((1, 1, 1), None),
+        ((2, 1, 2), (2, 1, 2)),
+    ]:
+        texts = [rng.integers(0, base.config.vocab_size, n) for n in lengths]
+        expected, _ = hidden_states(nets[0], pack_for_cache(texts, done, regions), arenas[0].cache)
+        last = lengths if wanted is None else wanted
+        rows = np.concatenate(
+            [np.arange(end - n, end) for end, n in zip(np.cumsum(lengths), last, strict=True)]
+        )
+        batch = pack_for_cache(texts, done, regions, None if wanted is None else np.array(wanted))
+        for net, arena in zip(nets, arenas, strict=True):
+            np.testing.assert_allclose(sampled_states(net, batch, arena.cache), expected[rows], atol=2e-5)
         done = done + lengths
     for keys, expected in zip(arenas[1].cache.keys, arenas[0].cache.keys, strict=True):
         np.testing.assert_allclose(keys, expected, atol=2e-5)

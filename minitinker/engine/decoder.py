@@ -99,16 +99,24 @@ class Decoder:
         for sequence in sequences:
             sequence.note_fed(1, batch.exact)
 
-    def take_in(self, fed: list[tuple[Sequence, int]], cache: KVCache) -> tuple[Network, Array]:
-        """Feed so many of its next tokens to each. Returns the network of all tokens fed, and their final states,
-        (tokens, hidden_size), those of one sequence below those of the other."""
+    def take_in(
+        self, fed: list[tuple[Sequence, int]], wanted: list[int], cache: KVCache
+    ) -> tuple[Network, Array]:
+        """Feed so many of its next tokens to each. wanted: of how many of these, the last, the final states are needed.
+        Returns those, (sum of wanted, hidden_size), those of one sequence below those of the other, and the network of
+        their tokens."""
         self._batch = None  # nothing holds on to adapters that make room for others
         sequences, shares = [s for s, _ in fed], [share for _, share in fed]
         snapshots, owners = _owners([s.request.snapshot for s in sequences])
         parts, exact = self._route(sequences, shares, snapshots)
         network, adapter = self._networks.of(snapshots, owners, exact)
-        if adapter is not None:
-            network = replace(network, adapter=self._ops.array(np.repeat(adapter, shares)))
+
+        def of_tokens(counts: list[int]) -> Network:
+            if adapter is None:
+                return network
+            return replace(network, adapter=self._ops.array(np.repeat(adapter, counts)))
+
+        whole = of_tokens(shares)
 
         def pass_through(part: range) -> Array:
             own = [fed[i] for i in part]
@@ -116,15 +124,16 @@ class Decoder:
                 [s.text(s.done, s.done + share) for s, share in own],
                 np.array([s.done for s, _ in own]),
                 np.array([s.region.start for s, _ in own if s.region is not None]),
+                np.array(wanted[part.start : part.stop]),
             )
             first = sum(shares[: part.start])
             rows = slice(first, first + len(batch.tokens))
-            return sampled_states(network.part(rows), batch, cache)
+            return sampled_states(whole.part(rows), batch, cache)
 
         h = self._in_one(self._on_cores(pass_through, parts, sum(shares)))
         for sequence, share in fed:
             sequence.note_fed(share, exact)
-        return network, h
+        return of_tokens(wanted), h
 
     def draw(self, network: Network, h: Array, rows: list[int], sequences: list[Sequence]) -> None:
         """Draw the next token of each sequence from one of the rows of h: (tokens, hidden_size)."""

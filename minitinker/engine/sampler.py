@@ -221,14 +221,16 @@ class Sampler:
 
     def _take_in(self, fed: list[tuple[Sequence, int]]) -> list[Sequence]:
         """Advance where there are parts of prompts, too. Returns who drew a token."""
-        network, h = self._decoder.take_in(fed, self._regions.arena.cache)
+        wanted = [sequence.wanted(share) for sequence, share in fed]
+        network, h = self._decoder.take_in(fed, wanted, self._regions.arena.cache)
         samples: list[list[Sequence]] = []  # that draw from the same row
         rows: list[int] = []
         end = 0
-        for sequence, share in fed:
-            end += share
+        for (sequence, _), count in zip(fed, wanted, strict=True):
+            own = slice(end, end + count)
+            end += count
             if sequence.active.scores is None:
-                self._note_states(sequence, h[end - share : end], network.part(slice(end - share, end)))
+                self._note_states(sequence, h[own], network.part(own))
             if sequence.done == sequence.length:
                 samples.append(self._split(sequence))
                 rows += [end - 1] * len(samples[-1])
@@ -240,12 +242,11 @@ class Sampler:
         return drawing
 
     def _note_states(self, sequence: Sequence, h: Array, network: Network) -> None:
-        """h: (tokens, hidden_size), the states of the tokens just fed, which went through `network`, for what is asked
-        about the prompt."""
+        """h: (places, hidden_size), the states wanted of the tokens just fed, which went through `network`, for what is
+        asked about the prompt."""
         active, request = sequence.active, sequence.request
-        start, first = sequence.done - len(h), first_scored(request)
-        if sequence.done > first:
-            active.states.append(h[max(first - start, 0) :])
+        if sequence.done > first_scored(request):
+            active.states.append(h)
         if sequence.done == len(request.prompt):
             states, active.states = active.states, []
             active.scores = PromptScores()

@@ -74,6 +74,15 @@ class Sequence:
         request, scored = self.request, self.active.scores is not None
         return request.seed is not None or (not scored and first_scored(request) < len(request.prompt))
 
+    def wanted(self, share: int) -> int:
+        """Of how many of its next `share` tokens, the last of them, the final states are needed: to draw from the very
+        last, and for what is asked about the prompt."""
+        end = self.done + share
+        drawn_from = int(end == self.length)
+        if self.active.scores is not None:
+            return drawn_from
+        return max(drawn_from, end - max(self.done, first_scored(self.request)))
+
     def note_fed(self, share: int, exact: bool) -> None:
         """So many tokens more are in its region. exact: whether with the bits that a seed promises."""
         self.done += share

@@ -1,7 +1,8 @@
 """The transformer of transformer.py with fewer, larger steps, to sample from where nothing goes back through it.
 
 Linears of the same input are one product: W of q, k and v stand below each other, and so do those of gate and up, and
-their A and B. q and k are normed and turned together.
+their A and B. q and k are normed and turned together. The last layer does no more than keys and values for tokens whose
+final states nobody wants, which are all of a prompt but its last.
 """
 
 from types import ModuleType
@@ -85,21 +86,36 @@ def rows_of(parts: dict[str, int]) -> dict[str, slice]:
 
 
 def sampled_states(net: Network, batch: Packed | Places, cache: KVCache) -> Array:
-    """The final, normed states: (tokens, hidden_size), by the way that the network's weights are for."""
-    return fused_states(net, batch, cache) if net.fused else hidden_states(net, batch, cache)[0]
+    """The final, normed states of the tokens where they are wanted: (wanted, hidden_size), by the way that the
+    network's weights are for."""
+    places = places_of(net, batch, cached=True) if isinstance(batch, Packed) else batch
+    if net.fused:
+        return fused_states(net, places, cache)
+    h, _ = hidden_states(net, places, cache)
+    return h if places.wanted is None else h[places.wanted[0]]
 
 
 def fused_states(net: Network, batch: Packed | Places, cache: KVCache) -> Array:
-    """The final, normed states: (tokens, hidden_size), as `hidden_states` gives them but for rounding; where the
+    """As `sampled_states` gives them, and those of all tokens as `hidden_states` does but for rounding; where the
     backend's rows have bits of their own, to the bit. net: of weights from `fuse`."""
     places = places_of(net, batch, cached=True) if isinstance(batch, Packed) else batch
     x = net.ops.embedding(places.tokens, net.weights[EMBEDDING])
     for i, keys_and_values in enumerate(zip(cache.keys, cache.values, strict=True)):
-        x = _layer(net, f"model.layers.{i}", x, places, *keys_and_values)
-    return norm_forward(net, "model.norm", x)[0]
+        wanted = places.wanted if i == net.config.num_hidden_layers - 1 else None
+        x = _layer(net, f"model.layers.{i}", x, places, *keys_and_values, wanted)
+    return norm_forward(net, "model.norm", x)[0] if len(x) > 0 else x
 
 
-def _layer(net: Network, layer: str, x: Array, places: Places, keys: Array, values: Array) -> Array:
+def _layer(
+    net: Network,
+    layer: str,
+    x: Array,
+    places: Places,
+    keys: Array,
+    values: Array,
+    wanted: tuple[Array, Any] | None,
+) -> Array:
+    """wanted: as in Places, where nothing else than their states is needed of other rows."""
     config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     turned, d_ffn = heads + kv_heads, config.intermediate_size
@@ -113,7 +129,13 @@ def _layer(net: Network, layer: str, x: Array, places: Places, keys: Array, valu
         qk, _ = norm_forward(net, f"{attn}.qk_norm", qk)
     qk, _ = ops.rope_forward(qk, *places.rope)
     keys[places.cache_rows], values[places.cache_rows] = qk[:, heads:], qkv[:, turned:]
-    o, _ = ops.attention_forward(qk[:, :heads], keys, values, places.plan, config.head_dim**-0.5)
+    q, plan = qk[:, :heads], places.plan
+    if wanted is not None:
+        rows, plan = wanted
+        x, q, net = x[rows], q[rows], net.part(rows)
+        if len(x) == 0:
+            return x
+    o, _ = ops.attention_forward(q, keys, values, plan, config.head_dim**-0.5)
     attended, _ = linear_forward(net, f"{attn}.o_proj", o.reshape(len(x), -1))
     attended += x
 

@@ -19,6 +19,7 @@ class Packed:
     k_starts, k_lengths: (sequences,) int64, rows of the keys: of `tokens` itself in training, of a cache in
     sampling. The last query of a sequence sees its last key.
     cache_rows: (tokens,) int64, where each token's key and value go in the cache; None without a cache.
+    wanted: (sequences,) int64, of how many last tokens of each the final states are wanted; None: of all.
     """
 
     tokens: Index
@@ -28,6 +29,7 @@ class Packed:
     k_starts: Index
     k_lengths: Index
     cache_rows: Index | None = None
+    wanted: Index | None = None
 
 
 def pack(sequences: Sequence[Index]) -> Packed:
@@ -38,11 +40,13 @@ def pack(sequences: Sequence[Index]) -> Packed:
     return Packed(tokens, _count_up(np.zeros_like(lengths), lengths), starts, lengths, starts, lengths)
 
 
-def pack_for_cache(sequences: Sequence[Index], done: Index, regions: Index) -> Packed:
+def pack_for_cache(
+    sequences: Sequence[Index], done: Index, regions: Index, wanted: Index | None = None
+) -> Packed:
     """The next tokens of sequences that have `done` tokens in a cache already.
 
     done: (sequences,) tokens of each that the cache holds, regions: (sequences,) the cache row where each
-    begins. The new keys and values go behind the old ones.
+    begins. The new keys and values go behind the old ones. wanted: as in Packed.
     """
     lengths = np.array([len(tokens) for tokens in sequences], np.int64)
     starts = np.cumsum(lengths) - lengths
@@ -54,7 +58,13 @@ def pack_for_cache(sequences: Sequence[Index], done: Index, regions: Index) -> P
         k_starts=regions,
         k_lengths=done + lengths,
         cache_rows=_count_up(regions + done, lengths),
+        wanted=wanted,
     )
+
+
+def last_rows(batch: Packed, last: Index) -> Index:
+    """The rows of so many last tokens of each sequence: (sum of last,)."""
+    return _count_up(batch.q_starts + batch.q_lengths - last, last)
 
 
 def micro_batches(lengths: Sequence[int], parts: int) -> list[range]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from minitinker.model.config import ModelConfig
 from minitinker.model.frequencies import rope_frequencies
-from minitinker.model.packing import Packed
+from minitinker.model.packing import Packed, last_rows
 
 Array = Any  # an array of the backend: NumPy's or torch's
 Grads = dict[str, tuple[Array, Array]]  # module name -> gradients of A and B, in the stacked shapes
@@ -62,12 +62,14 @@ class KVCache:
 @dataclass(frozen=True)
 class Places:
     """The tokens of a batch, and where they are as every layer needs it: the turns of their positions, (cos, sin);
-    where sequences have queries and keys; and the rows of the cache that they are written to, if there is one."""
+    where sequences have queries and keys; the rows of the cache that they are written to, if there is one; and where
+    the final states of some only are wanted, the rows of these, and the plan of their queries."""
 
     tokens: Array
     rope: tuple[Array, Array]
     plan: Any
     cache_rows: Array
+    wanted: tuple[Array, Any] | None = None
 
 
 def hidden_states(
@@ -97,13 +99,17 @@ def hidden_states(
 
 
 def places_of(net: Network, batch: Packed, cached: bool) -> Places:
-    ops = net.ops
-    places = batch.q_starts, batch.q_lengths, batch.k_starts, batch.k_lengths
+    ops, keys, last = net.ops, (batch.k_starts, batch.k_lengths), batch.wanted
+    wanted = None
+    if last is not None and (last < batch.q_lengths).any():
+        plan = ops.attention_plan(np.cumsum(last) - last, last, *keys, net.exact)
+        wanted = ops.array(last_rows(batch, last)), plan
     return Places(
         tokens=ops.array(batch.tokens),
         rope=_rope(net, ops.array(batch.positions)),
-        plan=ops.attention_plan(*places, net.exact),
+        plan=ops.attention_plan(batch.q_starts, batch.q_lengths, *keys, net.exact),
         cache_rows=ops.array(batch.cache_rows) if cached else None,
+        wanted=wanted,
     )
 
 
