@@ -19,6 +19,8 @@ from minitinker.engine import sampler as sampler_file
 from minitinker.engine.cache import Arena
 from minitinker.engine.request import SampleRequest, Served, Uniforms
 from minitinker.engine.sampler import Sampler
+from minitinker.engine.scoring import PromptScores
+from minitinker.engine.sequence import Active, Sequence
 from minitinker.engine.slots import Slots
 from minitinker.engine.stopping import StopRule
 from minitinker.engine.trainer import Snapshot
@@ -246,6 +248,7 @@ def test_what_an_adapter_holds_that_no_row_has_warns_nobody(model, snapshots):
 )
 def test_a_seed_draws_the_same_however_a_step_uses_the_cores(model, snapshots, limits, used, monkeypatch):
     fields = [{"prompt": range(i, 20 + 3 * i), "seed": i, "snapshot": snapshots[i]} for i in range(5)]
+    fields[4]["prompt_logprobs"] = True
     expected = answers(Sampler(reference, model[0]), *(request(**own) for own in fields))
     for name, value in limits.items():
         monkeypatch.setattr(f"minitinker.engine.{name}", value)
@@ -452,6 +455,36 @@ def test_a_prompt_in_chunks_beside_others_that_decode_gives_the_same(
             assert len(sampler._running[0].tokens) == before + 1  # who decodes is not held up
     assert steps >= 150 // chunk
     assert_same(late.future.result(timeout=0), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({}, (0, 0, 1)),
+        ({"prompt_logprobs": True, "last_prompt_tokens": 3}, (0, 2, 2)),
+        ({"samples": 0, "top_prompt_logprobs": 1}, (4, 4, 2)),
+        ({"prompt_alternatives": 1}, (4, 4, 2)),
+    ],
+)
+def test_the_last_layer_computes_only_the_states_that_are_needed(model, fields, needed):
+    ops, computed = SimpleNamespace(**vars(reference)), []
+    ops.MICRO_BATCH_TOKENS = 4
+    ops.swiglu_forward = lambda gate, up: computed.append(len(gate)) or reference.swiglu_forward(gate, up)
+    sampler = Sampler(ops, model[0])
+    sampler.add(request(range(10), max_tokens=1, **fields))
+    for fed, wanted in zip((4, 4, 2), needed, strict=True):
+        computed.clear()
+        sampler.step()
+        assert sum(computed) == (model[0].config.num_hidden_layers - 1) * fed + wanted
+    assert not sampler.busy
+
+
+def test_a_prompt_that_was_scored_is_not_when_a_sample_begins_anew():
+    active = Active(request(range(10), prompt_alternatives=1), 1, 0)
+    sequence = Sequence(active, 1, Uniforms(1, 1))
+    assert (sequence.wanted(4), sequence.wanted(10)) == (4, 10)
+    active.scores = PromptScores()
+    assert (sequence.wanted(4), sequence.wanted(10)) == (0, 1)
 
 
 def counting(base):

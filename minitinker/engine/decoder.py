@@ -103,8 +103,8 @@ class Decoder:
         self, fed: list[tuple[Sequence, int]], wanted: list[int], cache: KVCache
     ) -> tuple[Network, Array]:
         """Feed so many of its next tokens to each. wanted: of how many of these, the last, the final states are needed.
-        Returns those, (sum of wanted, hidden_size), those of one sequence below those of the other, and the network of
-        their tokens."""
+        Returns the network of those, and their states, (sum of wanted, hidden_size), those of one sequence below those
+        of the other."""
         self._batch = None  # nothing holds on to adapters that make room for others
         sequences, shares = [s for s, _ in fed], [share for _, share in fed]
         snapshots, owners = _owners([s.request.snapshot for s in sequences])

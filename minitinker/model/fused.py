@@ -1,8 +1,8 @@
 """The transformer of transformer.py with fewer, larger steps, to sample from where nothing goes back through it.
 
 Linears of the same input are one product: W of q, k and v stand below each other, and so do those of gate and up, and
-their A and B. q and k are normed and turned together. The last layer does no more than keys and values for tokens whose
-final states nobody wants, which are all of a prompt but its last.
+their A and B. q and k are normed and turned together. The last layer ends with keys and values for tokens whose final
+states are not wanted: all of a prompt but its last, where nothing is asked about the prompt.
 """
 
 from types import ModuleType
@@ -96,8 +96,8 @@ def sampled_states(net: Network, batch: Packed | Places, cache: KVCache) -> Arra
 
 
 def fused_states(net: Network, batch: Packed | Places, cache: KVCache) -> Array:
-    """As `sampled_states` gives them, and those of all tokens as `hidden_states` does but for rounding; where the
-    backend's rows have bits of their own, to the bit. net: of weights from `fuse`."""
+    """As `sampled_states`, of weights from `fuse`: what `hidden_states` gives but for rounding; where the backend's
+    rows have bits of their own, to the bit."""
     places = places_of(net, batch, cached=True) if isinstance(batch, Packed) else batch
     x = net.ops.embedding(places.tokens, net.weights[EMBEDDING])
     for i, keys_and_values in enumerate(zip(cache.keys, cache.values, strict=True)):
@@ -115,7 +115,8 @@ def _layer(
     values: Array,
     wanted: tuple[Array, Any] | None,
 ) -> Array:
-    """wanted: as in Places, where nothing else than their states is needed of other rows."""
+    """x: (tokens, hidden_size), the states before the layer -> after it, of all tokens or of those of `wanted`, which
+    is as in Places."""
     config, ops, attn = net.config, net.ops, f"{layer}.self_attn"
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     turned, d_ffn = heads + kv_heads, config.intermediate_size

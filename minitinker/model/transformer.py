@@ -62,8 +62,8 @@ class KVCache:
 @dataclass(frozen=True)
 class Places:
     """The tokens of a batch, and where they are as every layer needs it: the turns of their positions, (cos, sin);
-    where sequences have queries and keys; the rows of the cache that they are written to, if there is one; and where
-    the final states of some only are wanted, the rows of these, and the plan of their queries."""
+    where sequences have queries and keys; the rows of the cache that they are written to, if there is one. wanted: the
+    tokens whose final states are wanted, and the plan of their queries; None: all."""
 
     tokens: Array
     rope: tuple[Array, Array]
