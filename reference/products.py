@@ -78,9 +78,9 @@ def times_exactly(x: Array, wt: Array) -> Array:
 
 def times_quickly(x: Array, wt: Array) -> Array:
     """x @ wt: x: (rows, d_in), wt: (d_in, d_out). With AVX2 BLAS takes longer for a few rows than for up to three more
-    that make whole groups, up to twice, so zeros fill them up."""
+    that make whole groups, up to twice, so zeros fill them up; not a single one, which BLAS has a function for."""
     rows = len(x)
-    if rows % GROUP < 2 or rows > FEW or -rows % _group(rows) >= GROUP // 2 or instructions() != "AVX2":
+    if rows == 1 or rows > FEW or -rows % _group(rows) >= GROUP // 2 or instructions() != "AVX2":
         return x @ wt
     return (_in_whole_groups(x) @ wt)[:rows]
 

@@ -24,7 +24,7 @@ from minitinker.engine.sequence import Active, Sequence
 from minitinker.engine.slots import Slots
 from minitinker.engine.stopping import StopRule
 from minitinker.engine.trainer import Snapshot
-from minitinker.model.fused import fused_states
+from minitinker.model.fused import sampled_states
 from minitinker.model.packing import pack_for_cache
 from minitinker.model.weights import load_base_model
 
@@ -280,8 +280,8 @@ def test_a_merged_network_is_the_base_with_the_adapter_and_makes_room_for_the_ne
         assert snapshot is None or previous is None or previous() is None
         assert snapshot is None or nets.of(alone, owners[:1], exact=False)[0] is merged
         beside, rows = nets.of(alone, owners, exact=True)
-        expected = fused_states(replace(beside, adapter=rows), batch, arena.cache)
-        np.testing.assert_allclose(fused_states(merged, batch, arena.cache), expected, atol=1e-4)
+        expected = sampled_states(replace(beside, adapter=rows), batch, arena.cache)
+        np.testing.assert_allclose(sampled_states(merged, batch, arena.cache), expected, atol=1e-4)
         previous = weakref.ref(merged) if snapshot else previous
         del merged
     for together, owners in ((snapshots[1:3], [0, 1]), (snapshots[1:2], [-1, 0])):

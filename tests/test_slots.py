@@ -14,7 +14,7 @@ from minitinker.engine.networks import Networks
 from minitinker.engine.slots import Slots
 from minitinker.engine.trainer import Snapshot
 from minitinker.model.adapter import AdapterSpec, adapter_spec, views
-from minitinker.model.fused import fused_states
+from minitinker.model.fused import sampled_states
 from minitinker.model.packing import pack_for_cache
 from minitinker.model.transformer import Network, hidden_states
 from minitinker.model.weights import load_base_model
@@ -63,7 +63,7 @@ def test_each_row_has_the_bits_of_the_plain_network_with_its_adapter(family):
             network = replace(network, adapter=ops.array(np.repeat(rows, lengths)))
         arena = Arena(ops, base.config)
         arena.allocate(80)
-        found = np.split(ops.to_numpy(fused_states(network, batch, arena.cache)), np.cumsum(wanted)[:-1])
+        found = np.split(ops.to_numpy(sampled_states(network, batch, arena.cache)), np.cumsum(wanted)[:-1])
         for text, owner, states in zip(texts, owners, found, strict=True):
             alone = plain
             if owner >= 0:

@@ -29,7 +29,7 @@ JOINED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_pro
 
 
 def fuse(config: ModelConfig, weights: dict[str, Array], ops: ModuleType) -> dict[str, Array]:
-    """The weights that `fused_states` takes, of those that `hidden_states` takes: arrays of the backend. What is put
+    """The weights that `_fused_states` takes, of those that `hidden_states` takes: arrays of the backend. What is put
     together is taken out of `weights`, so that no more than a module's is there twice."""
     fused: dict[str, Array] = {}
     for name, parts in joined(config).items():
@@ -90,15 +90,14 @@ def sampled_states(net: Network, batch: Packed | Places, cache: KVCache) -> Arra
     network's weights are for."""
     places = places_of(net, batch, cached=True) if isinstance(batch, Packed) else batch
     if net.fused:
-        return fused_states(net, places, cache)
+        return _fused_states(net, places, cache)
     h, _ = hidden_states(net, places, cache)
     return h if places.wanted is None else h[places.wanted[0]]
 
 
-def fused_states(net: Network, batch: Packed | Places, cache: KVCache) -> Array:
+def _fused_states(net: Network, places: Places, cache: KVCache) -> Array:
     """As `sampled_states`, of weights from `fuse`: what `hidden_states` gives but for rounding; where the backend's
     rows have bits of their own, to the bit."""
-    places = places_of(net, batch, cached=True) if isinstance(batch, Packed) else batch
     x = net.ops.embedding(places.tokens, net.weights[EMBEDDING])
     for i, keys_and_values in enumerate(zip(cache.keys, cache.values, strict=True)):
         wanted = places.wanted if i == net.config.num_hidden_layers - 1 else None

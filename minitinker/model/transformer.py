@@ -33,8 +33,8 @@ class Network:
 
     weights: Hugging Face tensor name -> array. lora: module name -> (A: (adapters, rank, d_in),
     B: (adapters, d_out, rank)). scale: (adapters,). adapter: (tokens,) the adapter of each row, -1 for none;
-    None: adapter 0 for all. exact: whether a row shall have the same bits among any other rows. fused: whether it is
-    for `fused_states`, and weights and lora are those of fused.py.
+    None: adapter 0 for all. exact: whether a row shall have the same bits among any other rows. fused: whether weights
+    and lora are those of fused.py.
     """
 
     ops: ModuleType
